@@ -1,0 +1,4 @@
+"""Adapter slots: what an adapter occupies in device memory and who occupies which slot.
+
+Runs in: GPU worker.
+"""

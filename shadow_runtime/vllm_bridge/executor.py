@@ -1,0 +1,135 @@
+"""The shadow path of one worker: buffers at fixed addresses, the backbone, and the boundary between base layers.
+
+Runs in: GPU worker.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import nn
+from vllm.config import VllmConfig
+from vllm.distributed import (
+    get_pp_group,
+    get_tensor_model_parallel_rank,
+    get_tensor_model_parallel_world_size,
+)
+
+import shadow_kernels
+from shadow_runtime.config import ShadowConfig
+from shadow_runtime.slots.layout import ShardPlan
+from shadow_runtime.slots.stack import AdapterStacks
+from shadow_runtime.vllm_bridge.backbone import ShadowBackbone
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+
+class ShadowExecutor(nn.Module):
+    """Seeds the shadow state before the base's first layer and couples both streams in front of every layer.
+
+    Runs in: GPU worker, step thread only. All tensors keep their address from construction on, so a captured CUDA
+    graph replays with whatever adapters `begin_step` names.
+
+    Attributes:
+        plan: this worker's part of the model.
+        segments: the step's tokens by slot.
+        stacks: every slot's weights.
+        state: (max_tokens, hidden) shadow state of the running step, model dtype.
+    """
+
+    def __init__(
+        self,
+        vllm_config: VllmConfig,
+        config: ShadowConfig,
+        layers: tuple[int, int],
+        hidden_size: int,
+    ) -> None:
+        super().__init__()
+        tp_size = get_tensor_model_parallel_world_size()
+        self.config = config
+        self.hidden_size = hidden_size
+        self.dtype = vllm_config.model_config.dtype
+        self.plan = ShardPlan(
+            layers, get_pp_group().is_first_rank, get_tensor_model_parallel_rank(), tp_size
+        )
+        max_tokens = _max_step_tokens(vllm_config)
+        device = torch.get_default_device()
+        self.segments = shadow_kernels.StepSegments(max_tokens, config.num_slots, device=device)
+        self.stacks = AdapterStacks(config, self.plan, hidden_size, self.dtype)
+        self.register_buffer(
+            "state", torch.zeros(max_tokens, hidden_size, dtype=self.dtype), persistent=False
+        )
+        # The compiled backbone reads its input here: a captured piecewise graph expects it at the same address.
+        self.register_buffer(
+            "embeds", torch.zeros(max_tokens, hidden_size, dtype=self.dtype), persistent=False
+        )
+        self.backbone = (
+            ShadowBackbone(
+                vllm_config=vllm_config,
+                config=config,
+                stacks=self.stacks,
+                segments=self.segments,
+                tp_size=tp_size,
+            )
+            if self.plan.has_backbone
+            else None
+        )
+
+    def begin_step(self, token_slots: np.ndarray) -> None:
+        """Name the slot of every token of the coming step; (num_tokens,) int, NO_ADAPTER for none. No device sync."""
+        self.segments.fill(token_slots)
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any token of the step has an adapter. False while vLLM captures its graphs without adapters."""
+        return self.segments.num_adapter_tokens > 0
+
+    def seed(
+        self,
+        input_ids: torch.Tensor,
+        positions: torch.Tensor,
+        embed: Callable[[torch.Tensor], torch.Tensor],
+    ) -> None:
+        """Compute the step's initial shadow state from (num_tokens,) ids and positions; first pipeline stage only."""
+        if not self.is_active or self.backbone is None:
+            return
+        num_tokens = input_ids.shape[0]
+        embeds = self.embeds[:num_tokens]
+        embeds.copy_(embed(input_ids))
+        self.state[:num_tokens].copy_(self.backbone(input_ids, positions, embeds))
+
+    def receive(self, state: torch.Tensor) -> None:
+        """Take over the previous pipeline stage's (num_tokens, hidden) state."""
+        self.state[: state.shape[0]].copy_(state)
+
+    def send(self, num_tokens: int) -> torch.Tensor:
+        """Return a copy of the step's state (num_tokens, hidden) for the next pipeline stage."""
+        return self.state[:num_tokens].clone()
+
+    def slice_of(self, layer: int) -> shadow_kernels.BoundaryWeights:
+        """Return the boundary weights in front of base layer `layer` (numbered over the whole model)."""
+        return self.stacks.layers[layer - self.plan.layers[0]]
+
+    def cross(
+        self,
+        weights: shadow_kernels.BoundaryWeights,
+        hidden: torch.Tensor,
+        residual: torch.Tensor | None,
+    ) -> None:
+        """Update the shadow state and inject its correction into `hidden`, both in place.
+
+        Args:
+            weights: of the layer that runs next.
+            hidden: (num_tokens, hidden) what the previous layer returned; mutated.
+            residual: (num_tokens, hidden) the addition that vLLM leaves to the next norm, or None.
+        """
+        torch.ops.shadow.boundary_(hidden, residual, self.state, *self.segments.grouping, *weights)
+
+
+def _max_step_tokens(vllm_config: VllmConfig) -> int:
+    """Return the most tokens that one forward can have, graph padding included."""
+    captured = vllm_config.compilation_config.cudagraph_capture_sizes or []
+    return max(vllm_config.scheduler_config.max_num_batched_tokens, *captured, 1)

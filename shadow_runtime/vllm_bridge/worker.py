@@ -1,0 +1,94 @@
+"""The worker class that vLLM is told to use; it installs the residency and answers our RPCs.
+
+Runs in: GPU worker.
+"""
+
+from __future__ import annotations
+
+import types
+from typing import TYPE_CHECKING, Any
+
+from vllm.distributed import get_pp_group
+from vllm.platforms import current_platform
+
+from shadow_runtime.artifact import base_geometry
+from shadow_runtime.errors import UnsupportedStackError
+from shadow_runtime.vllm_bridge.executor import ShadowExecutor
+from shadow_runtime.vllm_bridge.request import AdapterSource
+from shadow_runtime.vllm_bridge.residency import AdapterResidency, find_residency
+from shadow_runtime.vllm_bridge.version import check_version
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+    from vllm.config import VllmConfig
+
+if current_platform.is_cpu():
+    from vllm.v1.worker.cpu_worker import CPUWorker as _PlatformWorker
+else:
+    from vllm.v1.worker.gpu_worker import Worker as _PlatformWorker
+
+
+def _load_shadow_model(
+    self: Any, model: nn.Module, vllm_config: VllmConfig, device: torch.device
+) -> nn.Module:
+    """Take the place of `LoRAModelRunnerMixin.load_lora_model`: keep the model as it is, install the residency."""
+    executor = getattr(model, "shadow", None)
+    if not isinstance(executor, ShadowExecutor):
+        raise UnsupportedStackError(
+            f"{type(model).__name__} has no shadow path: the plugin shadow_runtime is not registered in this process "
+            "(is VLLM_PLUGINS set without it?) or the engine was started without its settings"
+        )
+    self.lora_manager = AdapterResidency(
+        executor, base_geometry(vllm_config.model_config.hf_config)
+    )
+    return model
+
+
+class ShadowWorker(_PlatformWorker):
+    """vLLM's own worker with the shadow path's residency and RPC methods."""
+
+    def load_model(self, *, load_dummy_weights: bool = False) -> None:
+        """Load the model with our residency instead of vLLM's adapter manager (one instance attribute is replaced)."""
+        check_version()
+        self.model_runner.load_lora_model = types.MethodType(_load_shadow_model, self.model_runner)
+        super().load_model(load_dummy_weights=load_dummy_weights)
+
+    def determine_available_memory(self) -> int:
+        """Profile memory as vLLM does; returns the bytes for the KV cache."""
+        available = super().determine_available_memory()
+        runner = self.model_runner
+        # vLLM's CPU runner skips its profile run when adapters are on, and with it this allocation of later stages.
+        if (
+            not get_pp_group().is_first_rank
+            and getattr(runner, "intermediate_tensors", None) is None
+        ):
+            runner.intermediate_tensors = runner.model.make_empty_intermediate_tensors(
+                batch_size=runner.max_num_tokens, dtype=self.model_config.dtype, device=self.device
+            )
+        return available
+
+    def shadow_stage(self, uri: str) -> None:
+        """Begin to read an adapter off the step thread."""
+        self._residency().stage(AdapterSource.from_uri(uri))
+
+    def shadow_find_stage_error(self, digest: str) -> tuple[str, str] | bool | None:
+        """See `AdapterResidency.find_stage_error`."""
+        return self._residency().find_stage_error(digest)
+
+    def shadow_status(self) -> dict[str, Any]:
+        """Return this worker's state; `{"active": False}` when the residency is not installed."""
+        residency = find_residency(self.model_runner)
+        if residency is None:
+            return {"active": False, "rank": self.rank}
+        residency.check_integrity()
+        return residency.status() | {
+            "rank": self.rank,
+            "runner": type(self.model_runner).__module__,
+        }
+
+    def _residency(self) -> AdapterResidency:
+        residency = find_residency(self.model_runner)
+        if residency is None:
+            raise UnsupportedStackError("the shadow path is not active in this worker")
+        return residency
