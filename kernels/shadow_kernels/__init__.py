@@ -1,0 +1,104 @@
+"""Operators for ShadowPEFT adapters: many adapters in one batch, each token with its own adapter's weights.
+
+Importing the package registers `torch.ops.shadow.boundary_` and `torch.ops.shadow.slot_linear`; it touches no device.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from shadow_kernels.checks import (
+    BackendUnavailableError,
+    KernelError,
+    ShapeError,
+    UnsupportedDtypeError,
+)
+from shadow_kernels.dispatch import Backend, register_operators, run_boundary_, run_slot_linear
+from shadow_kernels.ops.boundary import BoundaryFlag, BoundaryWeights
+from shadow_kernels.segments import NO_ADAPTER, TILE_TOKENS, Grouping, StepSegments, max_tiles
+
+__all__ = [
+    "NO_ADAPTER",
+    "TILE_TOKENS",
+    "BackendUnavailableError",
+    "BoundaryFlag",
+    "BoundaryWeights",
+    "Grouping",
+    "KernelError",
+    "ShapeError",
+    "StepSegments",
+    "UnsupportedDtypeError",
+    "boundary_",
+    "max_tiles",
+    "register_operators",
+    "slot_linear",
+]
+
+register_operators()
+
+
+def boundary_(
+    hidden: torch.Tensor,
+    residual: torch.Tensor | None,
+    state: torch.Tensor,
+    grouping: Grouping,
+    weights: BoundaryWeights,
+    *,
+    backend: Backend = "auto",
+) -> None:
+    """Update each token's shadow state, then add its adapter's correction to the base's hidden state.
+
+    Formula, for a token of slot a >= 0, with h = hidden + residual:
+        with UPDATE:  x = layer_norm(h) or h;  s = s + sigmoid(gate(x)) * (transform(x) - s)
+        with INJECT:  hidden = hidden + scale[a] * ((h - s) @ down[a].T) @ up[a]
+    Args:
+        hidden: (T, D) bf16|fp16|fp32, last dim contiguous. T may be padded beyond the step's tokens.
+        residual: (T, D) like hidden, vLLM's pending residual; read, never written. None means hidden is h.
+        state: (at least T, D) like hidden; rows [0, T) hold s.
+        grouping: `StepSegments.grouping` of the step; tensors on hidden's device, host_counts on the CPU.
+        weights: this layer's `BoundaryWeights`; a slot with flags 0 is left alone.
+        backend: "auto" goes by the device; "cpu" or "triton" fails where it cannot run.
+    Mutates: hidden and state, only rows of tokens with an adapter; all other rows stay bit for bit, NaN included.
+    Numerics: everything in fp32 from the stored inputs; the state rounds once when stored, and the injection uses the
+        unrounded fp32 state; hidden rounds once. GELU is the exact erf form. LayerNorm's eps is 1e-5.
+    Raises: ShapeError, UnsupportedDtypeError naming the argument; BackendUnavailableError.
+    Graph safety: no host synchronisation; launch grids depend on T and A only; nothing at all is launched while
+        host_counts[0] == 0, so a graph captured without adapters holds no shadow kernel. Scratch comes from torch's
+        allocator (the graph's pool during capture). Use `torch.ops.shadow.boundary_` inside compiled code.
+    Source: ShadowPEFT (arXiv 2604.19254) injection and update; README.md in ops/boundary.
+    """
+    if backend == "auto":
+        torch.ops.shadow.boundary_(hidden, residual, state, *grouping, *weights)
+    else:
+        run_boundary_(hidden, residual, state, grouping, weights, backend=backend)
+
+
+def slot_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    grouping: Grouping,
+    first_slot: int = 0,
+    *,
+    backend: Backend = "auto",
+) -> torch.Tensor:
+    """Multiply each token by its own adapter's weight: out = x @ weight[a - first_slot].T + bias[a - first_slot].
+
+    Args:
+        x: (T, K) bf16|fp16|fp32, last dim contiguous.
+        weight: (A_c, N, K), same dtype; any stride over A_c, contiguous inner dims. Slots of one class.
+        bias: (A_c, N), same dtype, or None.
+        grouping: `StepSegments.grouping` of the step; tensors on x's device, host_counts on the CPU.
+        first_slot: the class owns slots [first_slot, first_slot + A_c) of the shared slot numbering.
+        backend: "auto" goes by the device; "cpu" or "triton" fails where it cannot run.
+    Returns: (T, N), same dtype; exact zeros in rows whose token has no adapter or one of another class.
+    Numerics: products accumulate in fp32, the bias is added in fp32, one rounding at the store.
+    Raises: ShapeError, UnsupportedDtypeError naming the argument; BackendUnavailableError.
+    Graph safety: no host synchronisation; grids depend on T, A and N only; while host_counts[0] == 0 only the output
+        is zeroed. Use `torch.ops.shadow.slot_linear` inside compiled code.
+    Source: grouped products over sorted rows, as in Punica's SGMV (arXiv 2310.18547), at full rank.
+    """
+    if backend != "auto":
+        return run_slot_linear(x, weight, bias, grouping, first_slot, backend=backend)
+    result: torch.Tensor = torch.ops.shadow.slot_linear(x, weight, bias, *grouping[1:], first_slot)
+    return result

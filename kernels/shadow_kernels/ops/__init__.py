@@ -1,0 +1,1 @@
+"""One folder per operator: schema and checks, oracle, vectorised fallback, Triton kernels, launch heuristic."""
