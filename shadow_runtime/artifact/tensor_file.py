@@ -1,0 +1,180 @@
+"""A safetensors file from an untrusted source: the header is parsed, capped and checked before any data is read.
+
+Runs in: API process | GPU worker. CPU tensors only.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+import torch
+
+from shadow_runtime.artifact.json_file import parse_json_object
+from shadow_runtime.artifact.quote import quote
+from shadow_runtime.errors import AdapterFileError, AdapterTensorError
+from shadow_runtime.types import AdapterLimits
+
+_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_LENGTH_BYTES = 8
+_MAX_DIMENSIONS = 4
+# Linux moves at most 2 GiB in one read.
+_READ_BYTES = 1 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class TensorEntry:
+    """One tensor as the header states it.
+
+    Attributes:
+        dtype: fp32, fp16 or bf16.
+        shape: sizes, all positive.
+        begin, end: byte range inside the data section.
+    """
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    begin: int
+    end: int
+
+
+class TensorFile:
+    """An open safetensors file whose header has passed every check; owns its descriptor.
+
+    Args:
+        descriptor: of a regular file.
+        name: of the file, for messages.
+        limits: caps on file, header and number of tensors.
+
+    Raises:
+        AdapterFileError: truncated, oversized, or a header that is malformed or does not cover the data exactly.
+        AdapterTensorError: a dtype other than F32, F16, BF16 or an impossible shape.
+    """
+
+    def __init__(self, descriptor: int, name: str, limits: AdapterLimits) -> None:
+        self._descriptor = descriptor
+        self._name = name
+        try:
+            num_bytes = os.fstat(descriptor).st_size
+            header = self._read_header(num_bytes, limits)
+            self._data_start = _LENGTH_BYTES + len(header)
+            self.entries: Mapping[str, TensorEntry] = MappingProxyType(
+                _parse_header(header, name, limits.max_tensors, num_bytes - self._data_start)
+            )
+        except BaseException:
+            os.close(descriptor)
+            raise
+
+    def __enter__(self) -> TensorFile:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        os.close(self._descriptor)
+
+    def read(self, key: str) -> torch.Tensor:
+        """Read one tensor and check that every element is finite.
+
+        Raises:
+            AdapterFileError: the file became shorter since it was opened.
+            AdapterTensorError: the tensor holds NaN or Inf.
+        """
+        entry = self.entries[key]
+        tensor = torch.empty(entry.shape, dtype=entry.dtype)
+        self._read_into(tensor_bytes(tensor), entry.begin)
+        if not torch.isfinite(tensor).all():
+            raise AdapterTensorError(f"tensor {quote(key)} holds NaN or Inf")
+        return tensor
+
+    def _read_into(self, buffer: memoryview, begin: int) -> None:
+        done = 0
+        while done < len(buffer):
+            part = buffer[done : done + _READ_BYTES]
+            count = os.preadv(self._descriptor, [part], self._data_start + begin + done)
+            if count == 0:
+                raise AdapterFileError(f"{quote(self._name)} became shorter while it was read")
+            done += count
+
+    def _read_header(self, num_bytes: int, limits: AdapterLimits) -> bytes:
+        name = quote(self._name)
+        if num_bytes > limits.max_file_bytes:
+            raise AdapterFileError(
+                f"{name} has {num_bytes} bytes, over the limit of {limits.max_file_bytes}"
+            )
+        length = int.from_bytes(os.pread(self._descriptor, _LENGTH_BYTES, 0), "little")
+        if num_bytes < _LENGTH_BYTES or length > num_bytes - _LENGTH_BYTES:
+            raise AdapterFileError(f"{name} is truncated or not a safetensors file")
+        if length > limits.max_header_bytes:
+            raise AdapterFileError(
+                f"{name} has a header of {length} bytes, over the limit of {limits.max_header_bytes}"
+            )
+        header = os.pread(self._descriptor, length, _LENGTH_BYTES)
+        if len(header) != length or not header.startswith(b"{"):
+            raise AdapterFileError(f"{name} is truncated or not a safetensors file")
+        return header
+
+
+def tensor_bytes(tensor: torch.Tensor) -> memoryview:
+    """Return the memory of a contiguous CPU tensor."""
+    return tensor.view(-1).view(torch.uint8).numpy().data
+
+
+def _parse_header(
+    header: bytes, name: str, max_tensors: int, data_bytes: int
+) -> dict[str, TensorEntry]:
+    fields = parse_json_object(header, f"the header of {name}", AdapterFileError)
+    metadata = fields.pop("__metadata__", None)
+    if metadata is not None and not isinstance(metadata, dict):
+        raise AdapterFileError(f"the metadata of {quote(name)} is not an object")
+    if len(fields) > max_tensors:
+        raise AdapterFileError(
+            f"{quote(name)} lists {len(fields)} tensors, over the limit of {max_tensors}"
+        )
+    entries = {key: _parse_entry(key, value) for key, value in fields.items()}
+    _check_coverage(entries, name, data_bytes)
+    return entries
+
+
+def _parse_entry(key: str, value: object) -> TensorEntry:
+    if not isinstance(value, dict) or value.keys() != {"dtype", "shape", "data_offsets"}:
+        raise AdapterFileError(f"the header entry of tensor {quote(key)} is malformed")
+    dtype = _DTYPES.get(value["dtype"]) if isinstance(value["dtype"], str) else None
+    if dtype is None:
+        raise AdapterTensorError(
+            f"tensor {quote(key)} has dtype {quote(value['dtype'])}, expected F32, F16 or BF16"
+        )
+    shape = _sizes(value["shape"], key)
+    offsets = _sizes(value["data_offsets"], key)
+    if not shape or len(shape) > _MAX_DIMENSIONS or 0 in shape:
+        raise AdapterTensorError(f"tensor {quote(key)} is empty or has no usable shape")
+    if len(offsets) != 2 or offsets[1] - offsets[0] != math.prod(shape) * dtype.itemsize:
+        raise AdapterFileError(f"tensor {quote(key)} has a byte range that does not fit its shape")
+    return TensorEntry(dtype, shape, *offsets)
+
+
+def _sizes(value: Any, key: str) -> tuple[int, ...]:
+    sizes = value if isinstance(value, list) else [None]
+    if any(type(size) is not int or not 0 <= size < 1 << 48 for size in sizes):
+        raise AdapterFileError(f"the header entry of tensor {quote(key)} is malformed")
+    return tuple(sizes)
+
+
+def _check_coverage(entries: dict[str, TensorEntry], name: str, data_bytes: int) -> None:
+    position = 0
+    for entry in sorted(entries.values(), key=lambda entry: entry.begin):
+        if entry.begin != position:
+            raise AdapterFileError(f"{quote(name)} has tensors that overlap or leave gaps")
+        position = entry.end
+    if position != data_bytes:
+        raise AdapterFileError(
+            f"{quote(name)} is truncated or has trailing bytes: its header describes {position} bytes"
+            f" of data, it has {data_bytes}"
+        )
