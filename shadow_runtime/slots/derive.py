@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from shadow_runtime.artifact import implicit_spec
+from shadow_runtime.artifact.backbone_spec import FAMILIES, field_name, spec_from_config
 from shadow_runtime.config import ShadowConfig, SlotClass
 from shadow_runtime.errors import ConfigError
 from shadow_runtime.slots.layout import widen
@@ -78,11 +78,16 @@ def derive_config(
 
 
 def _implicit(base: BaseGeometry, options: SlotOptions) -> BackboneSpec:
-    return implicit_spec(
-        base,
-        num_layers=options.shadow_layers or 1,
-        intermediate_size=options.shadow_intermediate_size or DEFAULT_INTERMEDIATE_SIZE,
-        num_heads=options.shadow_heads,
+    family = FAMILIES[base.family]
+    sizes = {
+        "num_hidden_layers": options.shadow_layers or 1,
+        "intermediate_size": options.shadow_intermediate_size or DEFAULT_INTERMEDIATE_SIZE,
+    }
+    if options.shadow_heads is not None:
+        sizes["num_attention_heads"] = options.shadow_heads
+    fields = base.hf_config | {field_name(family, name): size for name, size in sizes.items()}
+    return spec_from_config(
+        fields, vocab_size=0, has_projection=False, name="the implicit slot class"
     )
 
 

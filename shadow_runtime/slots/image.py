@@ -8,8 +8,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from shadow_kernels import BoundaryFlag
 
+from shadow_kernels import BoundaryFlag
 from shadow_runtime.artifact.canonical import CanonicalAdapter
 from shadow_runtime.config import CacheGeometry, ShadowConfig
 from shadow_runtime.slots.layout import (

@@ -6,9 +6,9 @@ Runs in: GPU worker.
 from __future__ import annotations
 
 import torch
-from shadow_kernels import BoundaryWeights
 from torch import nn
 
+from shadow_kernels import BoundaryWeights
 from shadow_runtime.config import CacheGeometry, ShadowConfig
 from shadow_runtime.slots.image import SlotImage
 from shadow_runtime.slots.layout import ShardPlan, backbone_shape, backbone_stacks, boundary_stacks

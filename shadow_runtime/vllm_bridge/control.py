@@ -110,10 +110,10 @@ class EngineControl:
 
     async def _wait_until_staged(self, digest: str) -> None:
         # Workers answer RPCs between steps and cannot call back, so their loader threads are asked.
-        while not stage_outcome(
+        while not stage_outcome(  # noqa: ASYNC110
             await self._engine.collective_rpc("shadow_find_stage_error", args=(digest,))
         ):
-            await asyncio.sleep(_POLL_SECONDS)  # noqa: ASYNC110
+            await asyncio.sleep(_POLL_SECONDS)
 
     async def _add(self, handle: AdapterHandle) -> None:
         held = await self.worker_status()

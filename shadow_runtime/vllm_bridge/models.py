@@ -14,7 +14,6 @@ import sys
 from typing import Any
 
 import torch
-from shadow_kernels import BoundaryWeights
 from torch import nn
 from vllm.compilation.backends import set_model_tag
 from vllm.config import VllmConfig
@@ -22,6 +21,7 @@ from vllm.distributed import get_pp_group
 from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.sequence import IntermediateTensors
 
+from shadow_kernels import BoundaryWeights
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.vllm_bridge.architecture import ARCHITECTURES, Architecture
 from shadow_runtime.vllm_bridge.executor import ShadowExecutor

@@ -1,0 +1,230 @@
+"""The engine on a GPU, bf16 with CUDA graphs and torch.compile, against the reference packages.
+
+    python benchmarks/gpu_fidelity.py --out benchmarks/results/gpu_fidelity.json
+
+For Qwen3 and Llama shapes and every adapter kind, one mixed batch is generated greedily; the reference package then
+computes the same token sequences without cache, once in fp32 from the bf16-rounded weights (the truth) and once in bf16
+(what rounding alone does to the reference). Logprobs of the generated tokens are compared. A position counts for token
+agreement when the truth's two best tokens are at least `--tie-margin` apart. The pass bars: agreement >= 99%, and the
+engine no further from the truth than 1.5 times the reference's own bf16 (worst and mean).
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests" / "support"), str(ROOT / "benchmarks")]
+
+
+def build(
+    family: str, directory: Path, options: argparse.Namespace
+) -> tuple[Path, dict[str, Path]]:
+    """Write a base of a realistic width and one adapter of each kind (two of the first)."""
+    import reference_adapters as support
+
+    base = support.build_base(
+        family,
+        directory / "base",
+        seed=1,
+        hidden_size=options.hidden_size,
+        num_layers=options.layers,
+        num_heads=16,
+        num_kv_heads=8,
+        head_dim=128,
+        intermediate_size=3 * options.hidden_size,
+        vocab_size=4096,
+        max_position_embeddings=2048,
+    )
+    adapters = {}
+    for index, kind in enumerate(support.KINDS):
+        extra: dict[str, Any] = {}
+        if kind == "paper_explicit":
+            extra["backbone"] = {
+                "hidden_size": options.hidden_size // 2,
+                "num_layers": 2,
+                "num_heads": 16,
+                "num_kv_heads": 8,
+                "head_dim": 128,
+                "vocab_size": 4096,
+                "max_position_embeddings": 2048,
+            }
+        adapters[kind] = support.build_adapter(
+            kind, base, directory / kind, seed=10 + index, **extra
+        )
+    return base, adapters
+
+
+def generate(
+    base: Path,
+    adapters: dict[str, Path],
+    rows: list[tuple[str | None, list[int]]],
+    options: argparse.Namespace,
+) -> tuple[list[dict[str, Any]], dict[str, Any]]:
+    """Answer all rows in one batch, twice (the second time from the prefix cache)."""
+    from vllm import SamplingParams
+
+    from shadow_runtime.vllm_bridge.offline import ShadowLLM
+
+    llm = ShadowLLM(
+        str(base),
+        adapters,
+        max_resident_adapters=len(adapters),
+        dtype="bfloat16",
+        max_model_len=1024,
+        max_num_batched_tokens=512,
+        skip_tokenizer_init=True,
+        gpu_memory_utilization=0.5,
+        compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8, 16]},
+    )
+    sampling = SamplingParams(
+        temperature=0, max_tokens=options.new_tokens, logprobs=0, ignore_eos=True, detokenize=False
+    )
+    prompts = [{"prompt_token_ids": tokens} for _, tokens in rows]
+    names = [name for name, _ in rows]
+    passes = [llm.generate(prompts, sampling, adapters=names) for _ in range(2)]
+    answers = []
+    for first, second in zip(*passes, strict=True):
+        out = first.outputs[0]
+        answers.append({
+            "tokens": list(out.token_ids),
+            "logprobs": [step[t].logprob for step, t in zip(out.logprobs, out.token_ids, strict=True)],
+            "repeat_tokens": list(second.outputs[0].token_ids),
+            "cached": second.num_cached_tokens,
+        })  # fmt: skip
+    status = llm.worker_status()[0]
+    llm.shutdown()
+    return answers, status
+
+
+@torch.no_grad()
+def truth(
+    kind: str | None, base: Path, adapter: Path | None, tokens: list[int], dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the reference's logprobs (num_tokens, vocab) in fp32, its weights rounded to bf16, computed in `dtype`."""
+    import reference_adapters as support
+
+    model = (
+        support.load_base(base) if kind is None else support.load_adapter_model(kind, base, adapter)
+    )
+    model = model.to("cuda", torch.bfloat16).to(dtype)
+    logits = model(input_ids=torch.tensor([tokens], device="cuda"), use_cache=False).logits[0]
+    return logits.float().log_softmax(-1)
+
+
+def compare(
+    row: tuple[str | None, list[int]],
+    answer: dict[str, Any],
+    base: Path,
+    adapters: dict[str, Path],
+    margin: float,
+) -> dict[str, Any]:
+    """Return how far one row's answer is from the reference."""
+    kind, prompt = row
+    adapter = None if kind is None else adapters[kind]
+    sequence = prompt + answer["tokens"]
+    span = slice(len(prompt) - 1, len(sequence) - 1)
+    exact = truth(kind, base, adapter, sequence, torch.float32)[span]
+    rounded = truth(kind, base, adapter, sequence, torch.bfloat16)[span]
+    bare = exact if kind is None else truth(None, base, None, sequence, torch.float32)[span]
+    chosen = torch.tensor(answer["tokens"], device="cuda").unsqueeze(1)
+    expected = exact.gather(1, chosen).squeeze(1)
+    engine = (torch.tensor(answer["logprobs"], device="cuda") - expected).abs()
+    reference = (rounded.gather(1, chosen).squeeze(1) - expected).abs()
+    top = exact.topk(2, dim=-1)
+    clear = (top.values[:, 0] - top.values[:, 1]) >= margin
+    agree = top.indices[:, 0] == chosen.squeeze(1)
+    return {
+        "row": kind or "base",
+        "prompt_tokens": len(prompt),
+        "engine_max": engine.max().item(),
+        "engine_mean": engine.mean().item(),
+        "reference_bf16_max": reference.max().item(),
+        "reference_bf16_mean": reference.mean().item(),
+        "clear": int(clear.sum()),
+        "ties": int((~clear).sum()),
+        "agree": int((agree & clear).sum()),
+        "from_base": (exact - bare).abs().max().item(),
+        "repeat_equal": answer["tokens"] == answer["repeat_tokens"],
+        "cached": answer["cached"],
+    }
+
+
+def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return one family's figures over the rows with an adapter, the base's beside them, and the verdict."""
+
+    def side(chosen: list[dict[str, Any]]) -> dict[str, Any]:
+        clear = sum(r["clear"] for r in chosen)
+        return {
+            "agreement": sum(r["agree"] for r in chosen) / clear,
+            "clear": clear,
+            "ties": sum(r["ties"] for r in chosen),
+            **{key: max(r[key] for r in chosen) for key in ("engine_max", "reference_bf16_max")},
+            **{
+                key: sum(r[key] for r in chosen) / len(chosen)
+                for key in ("engine_mean", "reference_bf16_mean")
+            },
+        }
+
+    adapted = side([r for r in rows if r["row"] != "base"])
+    bare = side([r for r in rows if r["row"] == "base"])
+    passed = (
+        adapted["agreement"] >= 0.99
+        and adapted["engine_max"] <= 1.5 * adapted["reference_bf16_max"]
+        and adapted["engine_mean"] <= 1.5 * adapted["reference_bf16_mean"]
+        and all(r["from_base"] > 0.05 for r in rows if r["row"] != "base")
+    )
+    return {"adapters": adapted, "base": bare, "passed": passed, "rows": rows}
+
+
+def main() -> None:
+    """Run both families and write the report."""
+    from engine import environment
+
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--families", type=lambda t: t.split(","), default=["qwen3", "llama"])
+    parser.add_argument("--hidden-size", type=int, default=1024)
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--tie-margin", type=float, default=0.05)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    report: dict[str, Any] = {"environment": environment(), "families": {}}
+    for family in options.families:
+        with tempfile.TemporaryDirectory() as name:
+            base, adapters = build(family, Path(name), options)
+            generator = torch.Generator().manual_seed(7)
+            names: list[str | None] = [None, *adapters] * 2
+            lengths = [20 + 37 * i % 700 for i in range(len(names))]
+            rows = [
+                (n, torch.randint(5, 4000, (k,), generator=generator).tolist())
+                for n, k in zip(names, lengths, strict=True)
+            ]
+            answers, status = generate(base, adapters, rows, options)
+            gc.collect()
+            torch.cuda.empty_cache()
+            figures = [
+                compare(row, answer, base, adapters, options.tie_margin)
+                for row, answer in zip(rows, answers, strict=True)
+            ]
+        report["families"][family] = summarize(figures) | {"runner": status["runner"]}
+        shown = {k: v for k, v in report["families"][family].items() if k != "rows"}
+        print(json.dumps({family: shown}), flush=True)
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    if not all(f["passed"] for f in report["families"].values()):
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()
