@@ -1,0 +1,4 @@
+"""Loading, listing and unloading adapters over HTTP.
+
+Runs in: API process.
+"""

@@ -1,0 +1,163 @@
+"""What the server asks of an engine, and the only module that imports shadow_runtime.
+
+Runs in: API process. vLLM is imported when the real engine is served, not before.
+"""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser, Namespace
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from fastapi import FastAPI, Request
+from starlette.responses import Response
+
+from shadow_runtime import errors as runtime_errors
+from shadow_runtime.registry import (
+    AdapterEntry,
+    AdapterHandle,
+    AdapterRegistry,
+    AdapterState,
+    Lease,
+    is_adapter_name,
+)
+from shadow_runtime.types import AdapterManifest, BackboneSpec
+
+__all__ = [
+    "AdapterEntry",
+    "AdapterHandle",
+    "AdapterManifest",
+    "AdapterRegistry",
+    "AdapterState",
+    "BackboneSpec",
+    "Engine",
+    "LatencySink",
+    "Lease",
+    "Readiness",
+    "is_adapter_name",
+    "run_engine_server",
+    "runtime_errors",
+]
+
+
+class LatencySink(Protocol):
+    """Takes the engine's latencies; every argument is as the engine's own clock measured it.
+
+    `adapter` is the name that the request was started with, None for the base model.
+    """
+
+    def observe_first_token(self, adapter: str | None, seconds: float) -> None:
+        """One prompt's first token came `seconds` after its arrival."""
+        ...
+
+    def observe_inter_token(self, adapter: str | None, seconds: float) -> None:
+        """One engine step gave a running sequence output, `seconds` after its previous output."""
+        ...
+
+    def observe_finished(self, adapter: str | None, seconds: float) -> None:
+        """One sequence finished, `seconds` after its arrival."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Readiness:
+    """Whether requests would be served now.
+
+    Attributes:
+        is_ready: every worker runs the plugin and the engine takes requests.
+        reason: one sentence when it is not ready, "" otherwise.
+        workers: what each worker reports about itself, JSON-able.
+    """
+
+    is_ready: bool
+    reason: str = ""
+    workers: tuple[dict[str, Any], ...] = ()
+
+
+class Engine(Protocol):
+    """A running engine with one frozen base model. One per server, on the server's event loop.
+
+    The handlers get a JSON object that was parsed once. `adapter` is an entry that the caller has
+    leased and keeps leased until the response was sent; None asks for the bare base model. They
+    validate the fields and raise `RequestValidationError` for the ones that do not hold.
+    """
+
+    @property
+    def base_names(self) -> tuple[str, ...]:
+        """Names that the base model answers to, the preferred one first."""
+        ...
+
+    @property
+    def base_root(self) -> str:
+        """Where the base model was loaded from."""
+        ...
+
+    @property
+    def max_model_len(self) -> int:
+        """Longest prompt and answer together, in tokens."""
+        ...
+
+    @property
+    def adapters(self) -> AdapterRegistry:
+        """The adapters that this engine serves."""
+        ...
+
+    def create_app(self) -> FastAPI:
+        """Return a new application with the engine's own routes and middleware.
+
+        The routes are /health, /ping, /version, /load and /metrics, nothing else.
+        """
+        ...
+
+    def observe_latency(self, sink: LatencySink) -> None:
+        """Send every latency to `sink` from now on; called once, before the first request."""
+        ...
+
+    async def check_readiness(self) -> Readiness:
+        """Ask every worker whether the plugin is active. Bounded in time; never raises."""
+        ...
+
+    async def complete(
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+    ) -> Response:
+        """Answer /v1/completions, streaming when the body asks for it."""
+        ...
+
+    async def chat(
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+    ) -> Response:
+        """Answer /v1/chat/completions, streaming when the body asks for it."""
+        ...
+
+    async def tokenize(
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+    ) -> Response:
+        """Answer /tokenize."""
+        ...
+
+    async def detokenize(
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+    ) -> Response:
+        """Answer /detokenize."""
+        ...
+
+
+def run_engine_server(
+    arguments: list[str],
+    add_arguments: Callable[[ArgumentParser], None],
+    attach: Callable[[Engine, Namespace], FastAPI],
+) -> int:
+    """Serve until stopped: parse the `serve` command line, start vLLM, attach the server.
+
+    Args:
+        arguments: the words after `shadowserve serve`.
+        add_arguments: adds the server's own options to the engine's parser.
+        attach: makes the application of the started engine from the parsed options.
+
+    Returns:
+        Exit status.
+    """
+    from shadow_runtime.vllm_bridge import serving
+
+    return serving.main(arguments, add_arguments, attach)

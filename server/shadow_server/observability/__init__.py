@@ -1,0 +1,4 @@
+"""The server's Prometheus series.
+
+Runs in: API process.
+"""

@@ -1,0 +1,4 @@
+"""The OpenAI surface: how a request names an adapter, and the list of models.
+
+Runs in: API process.
+"""
