@@ -51,6 +51,7 @@ def boundary_(
     Formula, for a token of slot a >= 0, with h = hidden + residual:
         with UPDATE:  x = layer_norm(h) or h;  s = s + sigmoid(gate(x)) * (transform(x) - s)
         with INJECT:  hidden = hidden + scale[a] * ((h - s) @ down[a].T) @ up[a]
+
     Args:
         hidden: (T, D) bf16|fp16|fp32, last dim contiguous. T may be padded beyond the step's tokens.
         residual: (T, D) like hidden, vLLM's pending residual; read, never written. None means hidden is h.

@@ -5,6 +5,8 @@ Loops over the slots that are active in the step, never over tokens. Computes in
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -21,7 +23,7 @@ def boundary_(
 ) -> None:
     """Run the operator; arguments as in `shadow_kernels.boundary_`, already checked. Mutates hidden and state."""
     starts, flags = grouping.slot_starts.tolist(), weights.flags.tolist()
-    for slot, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for slot, (start, end) in enumerate(itertools.pairwise(starts)):
         if start < end and flags[slot]:
             tokens = grouping.token_order[start:end].long()
             slot_weights = BoundaryWeights(*(stack[slot] for stack in weights))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 import torch.nn.functional as F
 
@@ -18,7 +20,7 @@ def slot_linear(
     """Run the operator; arguments as in `shadow_kernels.slot_linear`, already checked. Returns (T, N)."""
     out = x.new_zeros(x.shape[0], weight.shape[1])
     starts = grouping.slot_starts[first_slot : first_slot + len(weight) + 1].tolist()
-    for index, (start, end) in enumerate(zip(starts[:-1], starts[1:], strict=True)):
+    for index, (start, end) in enumerate(itertools.pairwise(starts)):
         if start < end:
             tokens = grouping.token_order[start:end].long()
             slot_bias = None if bias is None else bias[index].float()
