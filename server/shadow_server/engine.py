@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
@@ -34,7 +33,6 @@ __all__ = [
     "Engine",
     "LatencySink",
     "Lease",
-    "Readiness",
     "is_adapter_name",
     "run_engine_server",
     "runtime_errors",
@@ -58,21 +56,6 @@ class LatencySink(Protocol):
     def observe_finished(self, adapter: str | None, seconds: float) -> None:
         """One sequence finished, `seconds` after its arrival."""
         ...
-
-
-@dataclass(frozen=True, slots=True)
-class Readiness:
-    """Whether requests would be served now.
-
-    Attributes:
-        is_ready: every worker runs the plugin and the engine takes requests.
-        reason: one sentence when it is not ready, "" otherwise.
-        workers: what each worker reports about itself, JSON-able.
-    """
-
-    is_ready: bool
-    reason: str = ""
-    workers: tuple[dict[str, Any], ...] = ()
 
 
 class Engine(Protocol):
@@ -114,8 +97,13 @@ class Engine(Protocol):
         """Send every latency to `sink` from now on; called once, before the first request."""
         ...
 
-    async def check_readiness(self) -> Readiness:
-        """Ask every worker whether the plugin is active. Bounded in time; never raises."""
+    async def find_unready_reason(self) -> str | None:
+        """Ask every worker whether the plugin is active.
+
+        Returns:
+            One sentence why requests would not be served now, None when they would. Bounded in
+            time; never raises.
+        """
         ...
 
     async def complete(

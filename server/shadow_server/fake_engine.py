@@ -31,7 +31,6 @@ from shadow_server.engine import (
     AdapterRegistry,
     BackboneSpec,
     LatencySink,
-    Readiness,
     runtime_errors,
 )
 
@@ -114,7 +113,7 @@ class FakeLoader:
 
 
 class FakeEngine:
-    """See `Engine`. Tests steer it: `gate` holds every answer back, `readiness` is what it reports."""
+    """See `Engine`. Tests steer it: `gate` holds every answer back, `unready_reason` is what it reports."""
 
     def __init__(self, registry: CollectorRegistry | None = None) -> None:
         self.loader = FakeLoader()
@@ -122,7 +121,7 @@ class FakeEngine:
         self.base_root = "/models/fake-base"
         self.max_model_len = MAX_MODEL_LEN
         self.adapters = AdapterRegistry(self.loader)
-        self.readiness = Readiness(is_ready=True, workers=({"active": True},))
+        self.unready_reason: str | None = None
         self.gate: asyncio.Event | None = None
         self.num_aborted = 0
         self._registry = registry or CollectorRegistry()
@@ -142,9 +141,9 @@ class FakeEngine:
         """See `Engine`."""
         self._sink = sink
 
-    async def check_readiness(self) -> Readiness:
+    async def find_unready_reason(self) -> str | None:
         """See `Engine`."""
-        return self.readiness
+        return self.unready_reason
 
     async def complete(
         self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None

@@ -22,10 +22,10 @@ def health_router(engine: Engine) -> APIRouter:
 
     @router.get("/health/ready")
     async def ready() -> JSONResponse:
-        readiness = await engine.check_readiness()
-        if readiness.is_ready:
-            return JSONResponse({"status": "ready", "workers": list(readiness.workers)})
-        body = error_body(readiness.reason, rule_of_status(503, "not_ready"))
+        reason = await engine.find_unready_reason()
+        if reason is None:
+            return JSONResponse({"status": "ready"})
+        body = error_body(reason, rule_of_status(503, "not_ready"))
         return JSONResponse({"status": "not ready"} | body, 503, {"retry-after": "1"})
 
     return router

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from fastapi import FastAPI, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
@@ -39,7 +40,10 @@ class GenerationEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Resolve, lease, answer, release."""
         request = Request(scope, receive, send)
-        body = await read_json_object(request, self._settings.max_body_bytes)
+        try:
+            body = await read_json_object(request, self._settings.max_body_bytes)
+        except ClientDisconnect:
+            return
         adapters = self._engine.adapters
         name = resolve_adapter(body, self._engine.base_names, adapters.has)
         if name is None:

@@ -1,0 +1,150 @@
+"""The `serve` command line: vLLM's own options, and the ones of adapters.
+
+Runs in: API process.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+import sys
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
+from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+from shadow_runtime.errors import ConfigError
+from shadow_runtime.registry import is_adapter_name
+from shadow_runtime.slots.derive import SlotOptions
+from shadow_runtime.vllm_bridge.engine_args import NamedAdapter
+
+DRAIN_SECONDS = 30
+"""How long running requests may take after SIGTERM, unless --shutdown-timeout says otherwise."""
+
+_PROGRAM = "shadowserve serve"
+
+
+class ServeParser(FlexibleArgumentParser):
+    """vLLM's parser, with errors of one line instead of a screen of usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print what is wrong, and the option that was probably meant; exit with status 2."""
+        hint = f"try: {_PROGRAM} --help"
+        unknown = re.fullmatch(r"unrecognized arguments: (--[\w-]+).*", message, re.DOTALL)
+        if unknown is not None:
+            message = f"unknown option {unknown.group(1)}"
+            known = list(self._option_string_actions)
+            close = difflib.get_close_matches(unknown.group(1), known, 1, 0.8)
+            hint = f"did you mean {close[0]}?" if close else hint
+        sys.stderr.write(f"{_PROGRAM}: {message} ({hint})\n")
+        sys.exit(2)
+
+
+def make_parser() -> ServeParser:
+    """Return the parser of every vLLM serving option plus ours."""
+    parser = make_arg_parser(
+        ServeParser(
+            prog=_PROGRAM,
+            description="Serve a base model and ShadowPEFT adapters over the OpenAI API.",
+        )
+    )
+    group = parser.add_argument_group(
+        "ShadowPEFT", "Adapters, and the memory that is set aside for them."
+    )
+    group.add_argument(
+        "--adapter",
+        action="append",
+        default=[],
+        type=parse_adapter,
+        metavar="NAME=PATH[,backbone_config=FILE]",
+        help="Serve the adapter at PATH as NAME; repeatable.",
+    )
+    defaults = SlotOptions()
+    for option, text in _SLOT_OPTIONS.items():
+        group.add_argument(
+            f"--{option.replace('_', '-')}",
+            type=_positive_int,
+            default=getattr(defaults, option),
+            metavar="N",
+            help=text,
+        )
+    parser.set_defaults(shutdown_timeout=DRAIN_SECONDS)
+    return parser
+
+
+_SLOT_OPTIONS = {
+    "shadow_layers": "Depth of the implicit slot class; default: derived from the adapters, else 1.",
+    "shadow_intermediate_size": "MLP width of the implicit slot class; default: derived, else 256.",
+    "shadow_heads": "Query heads of the implicit slot class; default: derived, else the base's.",
+    "max_injection_rank": "Widest injection bottleneck; default: derived, else 16.",
+    "max_gate_size": "Widest gate bottleneck; default: derived, else 10.",
+    "max_resident_adapters": "Adapters that device memory holds and one step may mix.",
+    "max_host_adapters": "Adapters that host memory holds.",
+}
+
+
+def parse_adapter(text: str) -> NamedAdapter:
+    """Return the adapter of one `--adapter` value; raises ArgumentTypeError when it is malformed."""
+    name, equals, rest = text.partition("=")
+    path, comma, config = rest.partition(",backbone_config=")
+    if not equals or not path or (comma and not config):
+        raise ArgumentTypeError(f"{text!r} is not NAME=PATH or NAME=PATH,backbone_config=FILE")
+    if not is_adapter_name(name):
+        raise ArgumentTypeError(
+            f"{name!r} is no adapter name: 1 to 128 letters, digits, '.', '_' or '-'"
+        )
+    return NamedAdapter(name, Path(path).absolute(), Path(config).absolute() if config else None)
+
+
+def parse(parser: ServeParser, arguments: Sequence[str]) -> Namespace:
+    """Return the parsed and checked command line; exits with status 2 and one line otherwise."""
+    args = parser.parse_args(list(arguments))
+    if args.model_tag is not None:
+        args.model = args.model_tag
+    elif not any(a == "--model" or a.startswith("--model=") for a in arguments):
+        parser.error("name the base model: a directory or a repository")
+    for reason in _refusals(args):
+        parser.error(reason)
+    try:
+        validate_parsed_serve_args(args)
+    except (TypeError, ValueError) as error:
+        parser.error(str(error).removeprefix("Error: "))
+    return args
+
+
+def slot_options(args: Namespace) -> SlotOptions:
+    """Return the slot options of a parsed command line."""
+    return SlotOptions(**{option: getattr(args, option) for option in _SLOT_OPTIONS})
+
+
+def check_names(args: Namespace) -> None:
+    """Raise ConfigError when two adapters, or an adapter and the base, have one name."""
+    taken = set(args.served_model_name or [args.model])
+    for adapter in args.adapter:
+        if adapter.name in taken:
+            raise ConfigError(f"the name '{adapter.name}' is given twice")
+        taken.add(adapter.name)
+
+
+def _refusals(args: Namespace) -> list[str]:
+    checks = {
+        "--lora-modules: ShadowPEFT adapters are named with --adapter": args.lora_modules,
+        "--grpc: only HTTP is served": args.grpc,
+        "--headless: every node needs its API server": args.headless,
+        "--api-server-count: one API process holds the adapter names": (
+            args.api_server_count not in (None, 1)
+        ),
+        "--data-parallel-multi-port-external-lb: start one server per rank": (
+            args.data_parallel_multi_port_external_lb
+        ),
+    }
+    return [reason for reason, is_refused in checks.items() if is_refused]
+
+
+def _positive_int(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a positive number")
+    return int(text)

@@ -1,0 +1,234 @@
+"""vLLM's own application parts behind the server's engine interface.
+
+Runs in: API process.
+
+The routes are an allow-list by construction: vLLM's handlers are called by the routes that the server
+adds, and of vLLM's routers only the ones named in `create_app` are attached. So neither /invocations
+nor a development, training or pooling route can answer past the adapter rules.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from argparse import Namespace
+from collections.abc import Iterator, Mapping, ValuesView
+from functools import partial
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from pydantic import TypeAdapter, ValidationError
+from starlette.responses import JSONResponse, Response
+from vllm.engine.protocol import EngineClient
+from vllm.entrypoints.launchers.api_server.app_state import init_app_state
+from vllm.entrypoints.launchers.utils.server_utils import lifespan
+from vllm.entrypoints.openai.chat_completion import api_router as chat_routes
+from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRequest
+from vllm.entrypoints.openai.completion import api_router as completion_routes
+from vllm.entrypoints.openai.completion.protocol import CompletionRequest
+from vllm.entrypoints.serve.exception_handling.register import init_exception_handler
+from vllm.entrypoints.serve.instrumentator import basic, health
+from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attach_metrics
+from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware
+from vllm.entrypoints.serve.tokenize import api_router as tokenize_routes
+from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.lora.request import LoRARequest
+
+from shadow_runtime.registry import AdapterEntry, AdapterRegistry
+from shadow_runtime.vllm_bridge.control import EngineControl
+from shadow_runtime.vllm_bridge.engine_args import StartPlan
+from shadow_runtime.vllm_bridge.serving_latency import (
+    LatencySink,
+    adapter_name,
+    observe_latency,
+)
+
+_PROBE_WAIT_SECONDS = 5.0
+_PROBE_FRESH_SECONDS = 1.0
+_CLIENT_LEFT_STATUS = 499
+
+_COMPLETION: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
+_CHAT: TypeAdapter[Any] = TypeAdapter(ChatCompletionRequest)
+_TOKENIZE: TypeAdapter[Any] = TypeAdapter(TokenizeRequest)
+_DETOKENIZE: TypeAdapter[Any] = TypeAdapter(DetokenizeRequest)
+
+
+class AdapterRequests(Mapping[str, LoRARequest]):
+    """What vLLM's handlers look a request's `model` up in: entry keys, never names.
+
+    The registry is asked at each look-up, so a key works exactly as long as its entry lives, and a
+    request that started before a hot replacement still gets the adapter that it leased.
+    """
+
+    def __init__(self, adapters: AdapterRegistry) -> None:
+        self._adapters = adapters
+
+    def __getitem__(self, key: str) -> LoRARequest:
+        entry = self._adapters.find_by_key(key)
+        if entry is None:
+            raise KeyError(key)
+        return entry.handle.lora_request  # type: ignore[attr-defined]
+
+    def __iter__(self) -> Iterator[str]:
+        return (entry.key for entry in self._adapters.entries())
+
+    def __len__(self) -> int:
+        return len(self._adapters.entries())
+
+    def values(self) -> ValuesView[LoRARequest]:
+        """Return nothing: vLLM scans the values for an adapter named as a chat content type.
+
+        A base request with a `text` part would otherwise be answered by an adapter named `text`.
+        """
+        empty: dict[str, LoRARequest] = {}
+        return empty.values()
+
+
+class VllmEngine:
+    """A running vLLM engine as the server's `Engine`.
+
+    Invariant: a request reaches vLLM with the key of a leased entry, or with a name of the base.
+    Ownership: the server's event loop.
+    """
+
+    def __init__(
+        self, client: EngineClient, args: Namespace, plan: StartPlan, tasks: tuple[Any, ...]
+    ) -> None:
+        self._client = client
+        self._args = args
+        self._tasks = tasks
+        self._is_stopping = False
+        self._probe: asyncio.Task[str | None] | None = None
+        self._probed_at = 0.0
+        self.control = EngineControl(client, plan)
+        self.adapters = AdapterRegistry(self.control)
+        self.base_names = tuple(args.served_model_name or [args.model])
+        self.base_root: str = args.model
+        self.max_model_len: int = client.model_config.max_model_len
+        self._watch_shutdown()
+
+    def create_app(self) -> FastAPI:
+        """Return an application with vLLM's lifespan, middleware, error handlers and /metrics."""
+        app = FastAPI(lifespan=lifespan, openapi_url=None)
+        app.state.args = self._args
+        app.root_path = self._args.root_path or ""
+        attach_metrics(app)
+        app.add_api_route("/health", health.health, response_class=Response)
+        app.add_api_route("/ping", health.health, methods=["GET", "POST"], response_class=Response)
+        app.add_api_route("/version", basic.show_version)
+        app.add_api_route("/load", basic.get_server_load_metrics)
+        init_exception_handler(app)
+        init_entrypoints_middleware(self._args, app, self._tasks)
+        return app
+
+    async def bind(self, app: FastAPI) -> None:
+        """Give `app` vLLM's state and make its handlers look adapters up in the registry."""
+        await init_app_state(self._client, app.state, self._args, self._tasks)
+        models = app.state.openai_serving_models
+        models.lora_requests = AdapterRequests(self.adapters)
+        base_name = models.model_name
+        models.model_name = lambda lora=None: (
+            base_name() if lora is None else adapter_name(lora.lora_name)
+        )
+
+    def observe_latency(self, sink: LatencySink) -> None:
+        """Send every latency to `sink` from now on."""
+        observe_latency(self._client.output_processor, sink)  # type: ignore[attr-defined]
+
+    async def find_unready_reason(self) -> str | None:
+        """Return why requests would not be served now, None when they would."""
+        if self._is_stopping:
+            return "The server is stopping"
+        if self._client.errored:
+            return "The engine has stopped"
+        is_stale = time.monotonic() - self._probed_at > _PROBE_FRESH_SECONDS
+        if self._probe is None or (self._probe.done() and is_stale):
+            self._probed_at = time.monotonic()
+            self._probe = asyncio.create_task(self._probe_workers())
+        # Not cancelled when late: the answer serves the next probe.
+        done, _ = await asyncio.wait({self._probe}, timeout=_PROBE_WAIT_SECONDS)
+        return self._probe.result() if done else "The workers did not answer in time"
+
+    async def complete(
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+    ) -> Response:
+        """Answer with vLLM's completion handler."""
+        return await self._call(
+            _COMPLETION, completion_routes.create_completion, body, request, adapter
+        )
+
+    async def chat(
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+    ) -> Response:
+        """Answer with vLLM's chat handler."""
+        return await self._call(_CHAT, chat_routes.create_chat_completion, body, request, adapter)
+
+    async def tokenize(
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+    ) -> Response:
+        """Answer with vLLM's tokenizer handler."""
+        return await self._call(_TOKENIZE, tokenize_routes.tokenize, body, request, adapter)
+
+    async def detokenize(
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+    ) -> Response:
+        """Answer with vLLM's detokenizer handler."""
+        return await self._call(_DETOKENIZE, tokenize_routes.detokenize, body, request, adapter)
+
+    async def _call(
+        self,
+        fields: TypeAdapter[Any],
+        handler: Any,
+        body: dict[str, Any],
+        request: Request,
+        adapter: AdapterEntry | None,
+    ) -> Response:
+        if self._is_stopping:
+            return _stopping()
+        if adapter is not None:
+            body["model"] = adapter.key
+        elif body.get("model") is None:
+            body["model"] = self.base_names[0]
+        elif body["model"] not in self.base_names:
+            # The caller resolved the name; anything else here would be a wrong answer.
+            raise ValueError("the request names neither a leased adapter nor the base model")
+        try:
+            asked = fields.validate_python(body)
+        except ValidationError as error:
+            raise RequestValidationError(error.errors()) from None
+        # vLLM's handlers return None when the client left first.
+        answer = await handler(asked, request)
+        return answer if answer is not None else Response(status_code=_CLIENT_LEFT_STATUS)
+
+    async def _probe_workers(self) -> str | None:
+        try:
+            workers = await self.control.worker_status()
+        except Exception as error:
+            return f"The workers could not be asked: {type(error).__name__}"
+        expected = self._client.vllm_config.parallel_config.world_size
+        if len(workers) < expected:
+            return f"{len(workers)} of {expected} workers answered"
+        inactive = sum(not worker["active"] for worker in workers)
+        return f"{inactive} workers do not run the plugin" if inactive else None
+
+    def _watch_shutdown(self) -> None:
+        # vLLM's launcher shuts the engine down first and drains it; from then on requests are
+        # refused and the readiness probe is red, so that a load balancer looks elsewhere.
+        shutdown = self._client.shutdown
+
+        def stop(timeout: float | None = None) -> None:
+            self._is_stopping = True
+            shutdown(timeout=timeout)
+
+        self._client.shutdown = partial(stop)  # type: ignore[method-assign]
+
+
+def _stopping() -> JSONResponse:
+    error = {
+        "message": "The server is stopping",
+        "type": "service_unavailable_error",
+        "param": None,
+        "code": "server_stopping",
+    }
+    return JSONResponse({"error": error}, 503, {"retry-after": "1"})
