@@ -46,7 +46,7 @@ class _Staging:
     """One pinned host copy of the packed buffer and the event that says when its last upload has finished."""
 
     def __init__(self, num_elements: int) -> None:
-        self.tensor = torch.empty(num_elements, dtype=torch.int32, pin_memory=True)
+        self.tensor = torch.empty(num_elements, dtype=torch.int32, device="cpu", pin_memory=True)
         self.array = self.tensor.numpy()
         self.uploaded = torch.cuda.Event()
 
@@ -97,7 +97,7 @@ class StepSegments:
             self._packed, self._sizes
         )
         self.tiles = flat_tiles.view(-1, 2)
-        self.host_counts = torch.zeros(2, dtype=torch.int32)
+        self.host_counts = torch.zeros(2, dtype=torch.int32, device="cpu")
         self._counts = self.host_counts.numpy()
         num_staging = _NUM_STAGING_BUFFERS if self._needs_upload else 0
         self._staging = [_Staging(len(self._packed)) for _ in range(num_staging)]

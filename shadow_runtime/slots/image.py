@@ -94,7 +94,10 @@ def build_image(
 
 
 def _zeros(stacks: dict[str, tuple[int, ...]], dtype: torch.dtype, pin: bool) -> Tensors:
-    return {name: torch.zeros(dims, dtype=dtype, pin_memory=pin) for name, dims in stacks.items()}
+    return {
+        name: torch.zeros(dims, dtype=dtype, device="cpu", pin_memory=pin)
+        for name, dims in stacks.items()
+    }
 
 
 def _flags(manifest: AdapterManifest, plan: ShardPlan) -> torch.Tensor:

@@ -150,16 +150,32 @@ def slot_bytes(
     return element_bytes * sum(math.prod(d) for d in dims) + flags_and_scale
 
 
+_MUST_EQUAL = (
+    "hidden_size",
+    "head_dim",
+    "norm",
+    "norm_eps",
+    "qk_norm",
+    "mlp",
+    "activation",
+    "sandwich_norm",
+    "attention_scale",
+    "logit_softcap",
+    "embed_scale",
+    "has_projection",
+    # Rows that an adapter lacks would be zeros, not an error, for the tokens of a long sequence.
+    "learned_positions",
+)
+
+
 def find_misfit(spec: BackboneSpec, target: BackboneSpec) -> str | None:
     """Return why a backbone does not pad exactly to `target`, or None when it does."""
-    same = ("hidden_size", "head_dim", "norm", "norm_eps", "qk_norm", "mlp", "activation", "sandwich_norm",
-            "attention_scale", "logit_softcap", "embed_scale", "has_projection")  # fmt: skip
-    for name in same:
+    for name in _MUST_EQUAL:
         if getattr(spec, name) != getattr(target, name):
             return (
                 f"its {name} is {getattr(spec, name)}, the slot class has {getattr(target, name)}"
             )
-    for name in ("num_layers", "intermediate_size", "num_kv_heads", "learned_positions"):
+    for name in ("num_layers", "intermediate_size", "num_kv_heads"):
         if getattr(spec, name) > getattr(target, name):
             return (
                 f"its {name} is {getattr(spec, name)}, the slot class holds {getattr(target, name)}"
@@ -178,9 +194,7 @@ def _find_structure_misfit(spec: BackboneSpec, target: BackboneSpec) -> str | No
             return f"it has a {name} and the slot class none"
     if bool(spec.vocab_size) != bool(target.vocab_size) or spec.vocab_size > target.vocab_size:
         return f"its own embedding has {spec.vocab_size} rows, the slot class holds {target.vocab_size}"
-    if (spec.rope is None) != (target.rope is None) or bool(spec.learned_positions) != bool(
-        target.learned_positions
-    ):
+    if (spec.rope is None) != (target.rope is None):
         return "its position encoding is of another kind than the slot class's"
     layers = range(spec.num_layers)
     if (
@@ -230,7 +244,6 @@ def widen(first: BackboneSpec, second: BackboneSpec) -> BackboneSpec | None:
         num_kv_heads=kv_heads,
         num_heads=kv_heads * group,
         intermediate_size=max(first.intermediate_size, second.intermediate_size),
-        learned_positions=max(first.learned_positions, second.learned_positions),
         vocab_size=max(first.vocab_size, second.vocab_size),
         qkv_bias=first.qkv_bias or second.qkv_bias,
         o_bias=first.o_bias or second.o_bias,

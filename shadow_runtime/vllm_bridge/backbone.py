@@ -18,13 +18,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from vllm.compilation.decorators import support_torch_compile
-from vllm.config import VllmConfig
+from vllm.config import VllmConfig, get_current_vllm_config
 from vllm.distributed import tensor_model_parallel_all_reduce
 from vllm.model_executor.layers.attention import Attention
 from vllm.model_executor.layers.rotary_embedding import get_rope
 
 import shadow_kernels
 from shadow_runtime.config import CacheGeometry, ShadowConfig
+from shadow_runtime.errors import ConfigError
 from shadow_runtime.slots.layout import BackboneShape, backbone_shape
 from shadow_runtime.types import BackboneSpec
 
@@ -185,11 +186,23 @@ def _activation(spec: BackboneSpec, x: torch.Tensor) -> torch.Tensor:
 def _rotary(spec: BackboneSpec, layer: int) -> nn.Module:
     if spec.rope is None:
         raise ValueError("this backbone has no rotary embedding")
+    # The table is a formula, not a weight: it must reach as far as the base's sequences do.
+    served = get_current_vllm_config().model_config.max_model_len
     return get_rope(
         spec.head_dim,
-        max_position=spec.max_position_embeddings,
+        max_position=max(spec.max_position_embeddings, served),
         rope_parameters=json.loads(spec.rope[layer]),
     )
+
+
+def _check_positions(config: ShadowConfig, served: int) -> None:
+    for slot_class in config.slot_classes:
+        learned = slot_class.spec.learned_positions
+        if 0 < learned < served:
+            raise ConfigError(
+                f"slot class {slot_class.name} knows {learned} positions, fewer than max_model_len "
+                f"{served}; lower max_model_len"
+            )
 
 
 class ClassBackbone(nn.Module):
@@ -269,6 +282,7 @@ class ShadowBackbone(nn.Module):
         tp_size: int,
     ) -> None:
         super().__init__()
+        _check_positions(config, vllm_config.model_config.max_model_len)
         cache = CacheGeometry.of(config.slot_classes)
         scale = config.slot_classes[0].spec.attention_scale
         self._segments = [segments]

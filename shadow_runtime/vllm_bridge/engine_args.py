@@ -27,6 +27,14 @@ logger = logging.getLogger(__name__)
 WORKER_CLASS = "shadow_runtime.vllm_bridge.worker.ShadowWorker"
 
 
+_REFUSED_ARGUMENTS = {
+    "lora_modules": "LoRA modules are not served beside ShadowPEFT adapters; name adapters with --adapter",
+    "speculative_config": "a draft model of a supported architecture would get a shadow path of its own",
+    "enable_prompt_embeds": "a shadow backbone with its own embeddings needs token ids",
+    "enable_dbo": "the step's tokens are grouped by adapter once, not per micro-batch",
+}
+
+
 @dataclass(frozen=True, slots=True)
 class NamedAdapter:
     """An adapter named at start.
@@ -105,10 +113,9 @@ def shadow_engine_args(
         raise ConfigError(
             f"worker_cls {existing['worker_cls']!r} cannot be combined with the shadow path"
         )
-    if existing.get("lora_modules"):
-        raise ConfigError(
-            "LoRA modules cannot be served beside ShadowPEFT adapters; name adapters with --adapter"
-        )
+    for name, reason in _REFUSED_ARGUMENTS.items():
+        if existing.get(name):
+            raise ConfigError(f"{name} cannot be combined with the shadow path: {reason}")
     additional = dict(existing.get("additional_config") or {})
     additional["shadow"] = config.to_dict()
     return {
