@@ -7,6 +7,9 @@ computes the same token sequences without cache, once in fp32 from the bf16-roun
 (what rounding alone does to the reference). Logprobs of the generated tokens are compared. A position counts for token
 agreement when the truth's two best tokens are at least `--tie-margin` apart. The pass bars: agreement >= 99%, and the
 engine no further from the truth than 1.5 times the reference's own bf16 (worst and mean).
+
+The first family's engine is started again, now from vLLM's compile cache, and must give the same tokens; and stock vLLM
+answers the same batch without adapters, to count how many logprobs of the rows without adapter are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ import gc
 import json
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -63,46 +67,84 @@ def build(
     return base, adapters
 
 
+ENGINE = {
+    "dtype": "bfloat16",
+    "max_model_len": 1024,
+    "max_num_batched_tokens": 512,
+    "skip_tokenizer_init": True,
+    "gpu_memory_utilization": 0.5,
+    "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16]},
+}
+
+
 def generate(
     base: Path,
-    adapters: dict[str, Path],
+    adapters: dict[str, Path] | None,
     rows: list[tuple[str | None, list[int]]],
-    options: argparse.Namespace,
+    new_tokens: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Answer all rows in one batch, twice (the second time from the prefix cache)."""
-    from vllm import SamplingParams
+    """Answer all rows in one batch, twice (the second time from the prefix cache); stock vLLM without `adapters`."""
+    from vllm import LLM, SamplingParams
 
     from shadow_runtime.vllm_bridge.offline import ShadowLLM
 
-    llm = ShadowLLM(
-        str(base),
-        adapters,
-        max_resident_adapters=len(adapters),
-        dtype="bfloat16",
-        max_model_len=1024,
-        max_num_batched_tokens=512,
-        skip_tokenizer_init=True,
-        gpu_memory_utilization=0.5,
-        compilation_config={"cudagraph_capture_sizes": [1, 2, 4, 8, 16]},
-    )
+    started = time.perf_counter()
     sampling = SamplingParams(
-        temperature=0, max_tokens=options.new_tokens, logprobs=0, ignore_eos=True, detokenize=False
+        temperature=0, max_tokens=new_tokens, logprobs=0, ignore_eos=True, detokenize=False
     )
     prompts = [{"prompt_token_ids": tokens} for _, tokens in rows]
-    names = [name for name, _ in rows]
-    passes = [llm.generate(prompts, sampling, adapters=names) for _ in range(2)]
-    answers = []
-    for first, second in zip(*passes, strict=True):
-        out = first.outputs[0]
-        answers.append({
-            "tokens": list(out.token_ids),
-            "logprobs": [step[t].logprob for step, t in zip(out.logprobs, out.token_ids, strict=True)],
-            "repeat_tokens": list(second.outputs[0].token_ids),
-            "cached": second.num_cached_tokens,
-        })  # fmt: skip
-    status = llm.worker_status()[0]
-    llm.shutdown()
-    return answers, status
+    status: dict[str, Any] = {}
+    if adapters is None:
+        stock = LLM(model=str(base), **ENGINE)
+        status["start_s"] = time.perf_counter() - started
+        passes = [stock.generate(prompts, sampling, use_tqdm=False) for _ in range(2)]
+        stock.llm_engine.engine_core.shutdown()
+    else:
+        llm = ShadowLLM(str(base), adapters, max_resident_adapters=len(adapters), **ENGINE)
+        status["start_s"] = time.perf_counter() - started
+        names = [name for name, _ in rows]
+        passes = [llm.generate(prompts, sampling, adapters=names) for _ in range(2)]
+        status["runner"] = llm.worker_status()[0]["runner"]
+        llm.shutdown()
+    gc.collect()
+    torch.cuda.empty_cache()
+    return [_answer(*both) for both in zip(*passes, strict=True)], status
+
+
+def _answer(first: Any, second: Any) -> dict[str, Any]:
+    out = first.outputs[0]
+    return {
+        "tokens": list(out.token_ids),
+        "logprobs": [step[t].logprob for step, t in zip(out.logprobs, out.token_ids, strict=True)],
+        "repeat_tokens": list(second.outputs[0].token_ids),
+        "cached": second.num_cached_tokens,
+    }
+
+
+def restart_and_stock(
+    base: Path,
+    adapters: dict[str, Path],
+    rows: list[tuple[str | None, list[int]]],
+    answers: list[dict[str, Any]],
+    new_tokens: int,
+) -> dict[str, Any]:
+    """Return what a start from the compile cache and stock vLLM say of the same batch."""
+    again, warm = generate(base, adapters, rows, new_tokens)
+    stock, plain = generate(base, None, rows, new_tokens)
+    pairs = [
+        (ours, theirs)
+        for (name, _), answer, other in zip(rows, answers, stock, strict=True)
+        if name is None
+        for ours, theirs in zip(answer["logprobs"], other["logprobs"], strict=True)
+    ]
+    return {
+        "warm_start_s": warm["start_s"],
+        "stock_start_s": plain["start_s"],
+        "warm_tokens_equal": [a["tokens"] for a in again] == [a["tokens"] for a in answers],
+        "base_logprobs": len(pairs),
+        "base_logprobs_bit_equal_to_stock": sum(ours == theirs for ours, theirs in pairs),
+        "base_logprobs_worst_difference": max(abs(ours - theirs) for ours, theirs in pairs),
+    }
 
 
 @torch.no_grad()
@@ -210,14 +252,15 @@ def main() -> None:
                 (n, torch.randint(5, 4000, (k,), generator=generator).tolist())
                 for n, k in zip(names, lengths, strict=True)
             ]
-            answers, status = generate(base, adapters, rows, options)
-            gc.collect()
-            torch.cuda.empty_cache()
+            answers, status = generate(base, adapters, rows, options.new_tokens)
+            extra = {"cold_start_s": status["start_s"], "runner": status["runner"]}
+            if family == options.families[0]:
+                extra |= restart_and_stock(base, adapters, rows, answers, options.new_tokens)
             figures = [
                 compare(row, answer, base, adapters, options.tie_margin)
                 for row, answer in zip(rows, answers, strict=True)
             ]
-        report["families"][family] = summarize(figures) | {"runner": status["runner"]}
+        report["families"][family] = summarize(figures) | extra
         shown = {k: v for k, v in report["families"][family].items() if k != "rows"}
         print(json.dumps({family: shown}), flush=True)
     if options.out:
