@@ -10,7 +10,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from shadow_runtime.artifact.backbone_spec import FAMILIES, Family, field_name, refuse_variants
+from shadow_runtime.artifact.backbone_spec import (
+    FAMILIES,
+    Family,
+    field_name,
+    get_family,
+    normalize_config,
+    refuse_variants,
+)
 from shadow_runtime.artifact.directory import AdapterDirectory, open_trusted_file
 from shadow_runtime.artifact.field import ConfigFields
 from shadow_runtime.artifact.json_file import read_json_file
@@ -20,6 +27,7 @@ from shadow_runtime.errors import (
     AdapterFileError,
     AdapterLimitError,
     AdapterMismatchError,
+    UnsupportedStackError,
 )
 from shadow_runtime.types import AdapterLimits, BaseGeometry
 
@@ -64,6 +72,9 @@ _MATHS_FIELDS = (
     "use_sliding_window",
     "vocab_size",
 )
+
+# Weights in another encoding, or code that only the author's classes have.
+_FOREIGN_FIELDS = ("auto_map", "quantization_config")
 
 
 def implicit_config(
@@ -159,15 +170,16 @@ def explicit_config(
     """
     raw = _unwrap_projected(ConfigFields(raw, name), base)
     fields = ConfigFields(raw, name)
-    family = FAMILIES.get(fields.find_text("model_type") or "")
-    if family is None:
-        raise AdapterConfigError(
-            f"{quote(name)} is of model type {quote(raw.get('model_type'))}; supported are "
-            + ", ".join(FAMILIES)
-        )
+    try:
+        family = get_family(raw, "shadow backbone")
+    except UnsupportedStackError as error:
+        raise AdapterConfigError(str(error)) from None
+    for key in _FOREIGN_FIELDS:
+        if raw.get(key):
+            raise AdapterConfigError(f"{quote(name)} sets {quote(key)}, which is not supported")
     refuse_variants(fields)
     check_num_layers(fields.get_size(_spelling(family, raw, "num_hidden_layers")), limits)
-    return _normalize(family, raw, name)
+    return normalize_config(family.name, {key: raw[key] for key in _MATHS_FIELDS if key in raw})
 
 
 def _unwrap_projected(fields: ConfigFields, base: BaseGeometry) -> dict[str, Any]:
@@ -188,21 +200,6 @@ def _spelling(family: Family, raw: Mapping[str, Any], name: str) -> str:
     """Return the key that a file uses for `name`: GPT-2 configs may use either spelling."""
     own = field_name(family, name)
     return name if own not in raw and name in raw else own
-
-
-def _normalize(family: Family, raw: Mapping[str, Any], name: str) -> dict[str, Any]:
-    """Fill in defaults and modernise old rope fields with the family's own config class."""
-    from transformers import AutoConfig
-
-    known = {key: raw[key] for key in _MATHS_FIELDS if key in raw}
-    try:
-        config = AutoConfig.for_model(family.name, **known)
-    except Exception as error:  # the config classes raise whatever their validation raises
-        raise AdapterConfigError(
-            f"{quote(name)} is not a valid {family.name} config ({type(error).__name__})"
-        ) from None
-    result: dict[str, Any] = config.to_dict()
-    return result
 
 
 def require_explicit(found: tuple[dict[str, Any], str] | None) -> tuple[dict[str, Any], str]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from shadow_runtime.artifact.field import ConfigFields
 from shadow_runtime.artifact.quote import quote
-from shadow_runtime.errors import AdapterConfigError, ShadowError, UnsupportedStackError
+from shadow_runtime.errors import AdapterConfigError, UnsupportedStackError
 from shadow_runtime.types import Activation, BackboneSpec, BaseGeometry, MlpKind, NormKind
 
 if TYPE_CHECKING:
@@ -100,14 +100,12 @@ _ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 _MAX_ROPE_FIELDS = 16
 _MAX_POSITIONS = 1 << 24
 
-# Fields that change the maths in a way that is not supported, with the value that means "off".
-_REFUSED_FIELDS: dict[str, object] = {
-    "scale_attn_by_inverse_layer_idx": False,
-    "add_cross_attention": False,
-    "use_bidirectional_attention": False,
-    "quantization_config": None,
-    "auto_map": None,
-}
+# Fields that change the maths in a way that is not supported when they are set.
+_REFUSED_FIELDS = (
+    "add_cross_attention",
+    "scale_attn_by_inverse_layer_idx",
+    "use_bidirectional_attention",
+)
 
 
 def field_name(family: Family, name: str) -> str:
@@ -126,13 +124,8 @@ def base_geometry(hf_config: PretrainedConfig | Mapping[str, Any]) -> BaseGeomet
     Raises:
         UnsupportedStackError: another family, or a variant of a family that is not supported.
     """
-    values = dict(hf_config if isinstance(hf_config, Mapping) else hf_config.to_dict())
-    family = FAMILIES.get(str(values.get("model_type")))
-    if family is None:
-        raise UnsupportedStackError(
-            f"base model type {quote(values.get('model_type'))} is not supported; supported are "
-            + ", ".join(FAMILIES)
-        )
+    values = _plain_dict(hf_config)
+    family = get_family(values, "base model")
     fields = ConfigFields(values, "config.json of the base")
     try:
         refuse_variants(fields)
@@ -143,17 +136,60 @@ def base_geometry(hf_config: PretrainedConfig | Mapping[str, Any]) -> BaseGeomet
             vocab_size=fields.get_size("vocab_size"),
             hf_config=values,
         )
-    except ShadowError as error:
+    except AdapterConfigError as error:
+        raise UnsupportedStackError(str(error)) from None
+
+
+def get_family(values: Mapping[str, Any], owner: str) -> Family:
+    """Return the family that a config names.
+
+    Raises:
+        UnsupportedStackError: it is none of `FAMILIES`; the message lists them.
+    """
+    model_type = values.get("model_type")
+    family = FAMILIES.get(model_type) if isinstance(model_type, str) else None
+    if family is None:
+        raise UnsupportedStackError(
+            f"the {owner} is of type {quote(model_type)}; supported are {', '.join(FAMILIES)}"
+        )
+    return family
+
+
+def normalize_config(model_type: str, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Fill in defaults and modernise old rope fields with a family's own config class.
+
+    Raises:
+        AdapterConfigError: the class refuses the fields.
+    """
+    from transformers import AutoConfig
+
+    try:
+        config: dict[str, Any] = AutoConfig.for_model(model_type, **fields).to_dict()
+    except Exception as error:  # the classes raise whatever their validation raises
+        raise AdapterConfigError(
+            f"the fields are not a valid {model_type} config ({type(error).__name__})"
+        ) from None
+    return config
+
+
+def _plain_dict(hf_config: PretrainedConfig | Mapping[str, Any]) -> dict[str, Any]:
+    if not isinstance(hf_config, Mapping):
+        return dict(hf_config.to_dict())
+    fields = dict(hf_config)
+    family = get_family(fields, "base model")
+    del fields["model_type"]
+    try:
+        return normalize_config(family.name, fields)
+    except AdapterConfigError as error:
         raise UnsupportedStackError(str(error)) from None
 
 
 def refuse_variants(fields: ConfigFields) -> None:
     """Raise `AdapterConfigError` where a config asks for a variant of its family that is not supported."""
-    for key, neutral in _REFUSED_FIELDS.items():
-        value = fields.values.get(key)
-        if value is not None and value != neutral:
+    for key in _REFUSED_FIELDS:
+        if fields.values.get(key):
             raise AdapterConfigError(
-                f"{quote(fields.name)} has {quote(key)} = {quote(value)}, which is not supported"
+                f"{quote(fields.name)} sets {quote(key)}, which is not supported"
             )
 
 

@@ -70,12 +70,14 @@ def open_trusted_file(path: Path) -> int:
     Raises:
         AdapterFileError: as `AdapterDirectory.open_file`.
     """
-    return _open_regular(os.path.realpath(path), path.name, None)
+    return _open_regular(path, path.name, None)
 
 
-def _open_regular(target: str, name: str, directory: int | None) -> int:
+def _open_regular(target: str | Path, name: str, directory: int | None) -> int:
     try:
-        descriptor = os.open(target, _FILE_FLAGS, dir_fd=directory)
+        # Only the operator's own path may lead through links.
+        resolved = os.path.realpath(target) if directory is None else target
+        descriptor = os.open(resolved, _FILE_FLAGS, dir_fd=directory)
     except FileNotFoundError:
         raise AdapterFileError(f"the adapter has no file {quote(name)}") from None
     except (OSError, ValueError):

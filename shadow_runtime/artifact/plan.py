@@ -22,6 +22,9 @@ from shadow_runtime.types import (
     BaseGeometry,
 )
 
+# A vocabulary may be padded or have tokens that the base lacks; beyond this its rows are dead weight.
+_SPARE_ROWS = 1 << 16
+
 Tensors = Mapping[str, torch.Tensor]
 
 
@@ -134,6 +137,7 @@ def check_backbone(spec: BackboneSpec, base: BaseGeometry, limits: AdapterLimits
             f"the shadow backbone's embedding has {spec.vocab_size} rows, the base's vocabulary has"
             f" {base.vocab_size}"
         )
+    _check_limit("number of embedding rows", spec.vocab_size, 2 * base.vocab_size + _SPARE_ROWS)
     needs_base_width = spec.vocab_size == 0 or not spec.has_projection
     if needs_base_width and spec.hidden_size != base.hidden_size:
         raise AdapterMismatchError(

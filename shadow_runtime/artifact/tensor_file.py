@@ -94,14 +94,27 @@ class TensorFile:
             raise AdapterTensorError(f"tensor {quote(key)} holds NaN or Inf")
         return tensor
 
+    def _read_bytes(self, length: int, position: int) -> bytes:
+        buffer = bytearray(length)
+        count = self._read_part(memoryview(buffer), position)
+        return bytes(buffer[:count])
+
     def _read_into(self, buffer: memoryview, begin: int) -> None:
         done = 0
         while done < len(buffer):
             part = buffer[done : done + _READ_BYTES]
-            count = os.preadv(self._descriptor, [part], self._data_start + begin + done)
+            count = self._read_part(part, self._data_start + begin + done)
             if count == 0:
                 raise AdapterFileError(f"{quote(self._name)} became shorter while it was read")
             done += count
+
+    def _read_part(self, buffer: memoryview, position: int) -> int:
+        try:
+            return os.preadv(self._descriptor, [buffer], position)
+        except OSError as error:
+            raise AdapterFileError(
+                f"{quote(self._name)} cannot be read: {error.strerror}"
+            ) from None
 
     def _read_header(self, num_bytes: int, limits: AdapterLimits) -> bytes:
         name = quote(self._name)
@@ -109,15 +122,15 @@ class TensorFile:
             raise AdapterFileError(
                 f"{name} has {num_bytes} bytes, over the limit of {limits.max_file_bytes}"
             )
-        length = int.from_bytes(os.pread(self._descriptor, _LENGTH_BYTES, 0), "little")
+        length = int.from_bytes(self._read_bytes(_LENGTH_BYTES, 0), "little")
         if num_bytes < _LENGTH_BYTES or length > num_bytes - _LENGTH_BYTES:
             raise AdapterFileError(f"{name} is truncated or not a safetensors file")
         if length > limits.max_header_bytes:
             raise AdapterFileError(
                 f"{name} has a header of {length} bytes, over the limit of {limits.max_header_bytes}"
             )
-        header = os.pread(self._descriptor, length, _LENGTH_BYTES)
-        if len(header) != length or not header.startswith(b"{"):
+        header = self._read_bytes(length, _LENGTH_BYTES)
+        if not header.startswith(b"{"):
             raise AdapterFileError(f"{name} is truncated or not a safetensors file")
         return header
 

@@ -13,9 +13,10 @@ from shadow_runtime.errors import AdapterConfigError
 
 _MAX_PATTERN = 256
 _MAX_QUANTIFIERS = 4
-# A quantified group can make matching exponential; up to four plain quantifiers on a short name cannot.
+# A quantified group can make matching exponential, up to four plain quantifiers on a short name cannot; flags
+# and look-arounds could hide one.
 _QUANTIFIER = re.compile(r"(?<!\\)(?:\\\\)*[*+{?]")
-_QUANTIFIED_GROUP = re.compile(r"\)[*+{]")
+_UNSAFE = re.compile(r"\)[*+{]|\(\?(?!:)")
 
 
 def wrapped_layers(fields: ConfigFields, layer_stack: str, num_layers: int) -> frozenset[int]:
@@ -54,7 +55,7 @@ def _compile(pattern: str, key: str) -> re.Pattern[str]:
     is_simple = (
         len(pattern) <= _MAX_PATTERN
         and len(_QUANTIFIER.findall(pattern)) <= _MAX_QUANTIFIERS
-        and not _QUANTIFIED_GROUP.search(pattern)
+        and not _UNSAFE.search(pattern)
     )
     if not is_simple:
         raise AdapterConfigError(

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from reference_adapters import load_base
 from torch import nn
 
+from reference_adapters import load_base
 from shadow_runtime.artifact import CanonicalAdapter
 from shadow_runtime.types import BackboneSpec
 

@@ -1,7 +1,8 @@
-"""Tiny random bases and adapters, written by the reference packages' own `save_pretrained`, and the logits they give.
+"""Tiny random bases and adapters, written by the reference packages' own `save_pretrained`.
 
-Every weight is random and zero-mean (norm gains near one, up projections and gates non-zero), so that an adapter's
-logits differ from its base's by far more than any tolerance and a forgotten tensor shows.
+Every weight is random and zero-mean (norm gains near one, up projections and gates non-zero), so
+that an adapter's logits differ from its base's by far more than any tolerance and a forgotten
+tensor shows. `reference_logits` gives what the packages compute.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,6 +34,7 @@ AdapterKind = Literal[
     "peft_mirror",
     "peft_mirror_narrow",
     "peft_partial",
+    "peft_explicit",
 ]
 KINDS: tuple[AdapterKind, ...] = (
     "paper_implicit",
@@ -42,7 +45,7 @@ KINDS: tuple[AdapterKind, ...] = (
     "peft_partial",
 )
 
-# These two derive the head size from the width, so fewer heads are needed for head_dim 32 at a small width.
+# These two derive the head size from the width: fewer heads give head_dim 32 at a small width.
 _HEADS_FROM_WIDTH = ("qwen2", "gpt2")
 _GEMMA = ("gemma2", "gemma3_text")
 
@@ -81,8 +84,8 @@ def build_config(
 ) -> PretrainedConfig:
     """Return a small config of `family`; `overrides` are fields of that family's config.
 
-    `num_heads` defaults to 4, or to hidden_size // head_dim where the family derives the head size from the width;
-    `num_kv_heads` to half of it (GPT-2 has no grouped heads). No token is special.
+    `num_heads` defaults to 4, or to hidden_size // head_dim where the family derives the head size
+    from the width; `num_kv_heads` to half of it (GPT-2 has no grouped heads). No token is special.
     """
     heads = num_heads or _default_heads(family, hidden_size, head_dim)
     if family == "gpt2":
@@ -109,7 +112,7 @@ def build_config(
 
 @torch.no_grad()
 def randomize(module: nn.Module, seed: int) -> None:
-    """Fill every parameter with zero-mean noise of unit gain; norm weights with noise around their neutral value."""
+    """Fill every parameter with zero-mean noise of unit gain, norm weights around neutral."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in sorted(module.named_parameters()):
         noise = torch.randn(parameter.shape, generator=generator)
@@ -132,15 +135,15 @@ def _noise_scale(name: str, parameter: torch.Tensor) -> float:
         return 0.2
     if name.endswith("lm_head.weight"):
         return 2.0 / math.sqrt(parameter.shape[-1])
-    # Packed (layers, in, out) and Conv1D (in, out) differ from Linear (out, in); the larger side is close enough.
+    # Packed (layers, in, out) and Conv1D (in, out) differ from Linear (out, in): take the larger.
     return 1.0 / math.sqrt(max(parameter.shape[-2:]))
 
 
 def build_base(family: str, directory: Path, *, seed: int = 0, **sizes: Any) -> Path:
-    """Write a random fp32 base checkpoint (config and safetensors) of `family` and return its directory.
+    """Write a random fp32 base checkpoint (config and safetensors) and return its directory.
 
-    `sizes` are those of `build_config`: hidden_size=64, num_layers=4, num_heads, num_kv_heads, head_dim=32,
-    intermediate_size, vocab_size=256, and any field of the family's config.
+    `sizes` are those of `build_config`: hidden_size=64, num_layers=4, num_heads, num_kv_heads,
+    head_dim=32, intermediate_size, vocab_size=256, and any field of the family's config.
     """
     model = AutoModelForCausalLM.from_config(build_config(family, **sizes), dtype=torch.float32)
     randomize(model, seed)
@@ -163,14 +166,15 @@ def build_adapter(
     """Write a random adapter of `kind` for the base at `base_dir` and return its directory.
 
     Args:
-        kind: one of `KINDS`.
+        kind: one of `KINDS`, or `peft_explicit`.
         base_dir: a directory that `build_base` wrote.
         directory: where the adapter goes.
         seed: of its weights.
-        options: fields of the package's `ShadowConfig` that override this kind's defaults; for `paper_explicit`
-            also `backbone` (dict of `build_config` arguments, may name another `family`), `projected_config` (write
-            config.json as `causal_lm_with_hidden_projection`) and `share_embeddings` (no own embeddings);
-            for `peft_partial` also `layers` (default: all but the first and the last).
+        options: fields of the package's `ShadowConfig` that override this kind's defaults. The
+            explicit kinds also take `backbone` (dict of `build_config` arguments, may name another
+            `family`) and `projected_config` (config.json as `causal_lm_with_hidden_projection`);
+            `paper_explicit` takes `share_embeddings` (no own embeddings); `peft_partial` takes
+            `layers` (default: all but the first and the last).
     """
     directory = Path(directory)
     if kind.startswith("paper"):
@@ -226,10 +230,10 @@ def _write_backbone_config(
         return
     from shadow_peft.projected_causal_lm import AutoModelForCausalLMWithHiddenProjectionConfig
 
-    module = type(config).__module__
+    module, name = type(config).__module__, type(config).__name__
     AutoModelForCausalLMWithHiddenProjectionConfig(
-        shadow_model_class=f"{module.replace('configuration', 'modeling')}:{type(config).__name__[:-6]}Model",
-        shadow_model_config_class=f"{module}:{type(config).__name__}",
+        shadow_model_class=f"{module.replace('configuration', 'modeling')}:{name[:-6]}Model",
+        shadow_model_config_class=f"{module}:{name}",
         shadow_model_config=config.to_dict(),
         base_hidden_size=base.hidden_size,
         vocab_size=base.vocab_size,
@@ -242,6 +246,8 @@ def _build_peft(
     from peft import ShadowConfig, get_peft_model
 
     base = load_base(base_dir)
+    backbone = options.pop("backbone", {})
+    projected = options.pop("projected_config", False)
     defaults: dict[str, Any] = {
         "task_type": "CAUSAL_LM",
         "shadow_alpha": 1.0,
@@ -259,10 +265,32 @@ def _build_peft(
         layers = options.pop("layers", range(1, base.config.num_hidden_layers - 1))
         stack = "transformer.h" if base.config.model_type == "gpt2" else "model.layers"
         defaults["target_modules"] = [f"{stack}.{layer}" for layer in layers]
+    if kind == "peft_explicit":
+        source = directory.with_name(f"{directory.name}-backbone")
+        _write_backbone(
+            _explicit_backbone(base.config, backbone, False), base.config, source, projected
+        )
+        defaults["shadow_model"] = str(source)
     model = get_peft_model(base, ShadowConfig(**(defaults | options)))
     _randomize_adapter(model, seed)
     model.save_pretrained(directory)
+    if kind == "peft_explicit":
+        shutil.copy(source / "config.json", directory)
     return directory
+
+
+def _write_backbone(
+    backbone: PreTrainedModel, base: PretrainedConfig, directory: Path, projected: bool
+) -> None:
+    """Write a pretrained backbone as peft's `shadow_model` reads it."""
+    backbone.save_pretrained(directory)
+    if not projected:
+        return
+    _write_backbone_config(backbone.config, base, directory, projected=True)
+    weights = {f"shadow_model.{key}": value for key, value in backbone.state_dict().items()}
+    projection = torch.zeros(base.hidden_size, backbone.config.hidden_size)
+    weights["shadow_hidden_projection.weight"] = projection
+    save_file(weights, directory / "model.safetensors")
 
 
 def _randomize_adapter(model: nn.Module, seed: int) -> None:
@@ -289,21 +317,22 @@ def load_adapter_model(kind: AdapterKind, base_dir: Path, adapter_dir: Path) -> 
     from shadow_peft import ShadowPeftModel
 
     shadow = _read_explicit_backbone(Path(adapter_dir)) if kind == "paper_explicit" else None
-    return ShadowPeftModel.from_pretrained(base, adapter_dir, shadow_model=shadow).eval()
+    model = ShadowPeftModel.from_pretrained(base, adapter_dir, shadow_model=shadow)
+    if shadow is not None and getattr(shadow, "embed_tokens", True) is None:
+        # The package means to see this itself, but asks a getter that raises in transformers 5.
+        model._explicit_share_base_embeddings = True
+    return model.eval()
 
 
 def _read_explicit_backbone(adapter_dir: Path) -> PreTrainedModel:
-    from safetensors import safe_open
     from shadow_peft import prepare_shadow_model
 
     fields = json.loads((adapter_dir / "config.json").read_text())
     fields = fields.get("shadow_model_config", fields)
     config = AutoConfig.for_model(fields.pop("model_type"), **fields)
     model = AutoModel.from_config(config, attn_implementation="eager", dtype=torch.float32)
-    with safe_open(adapter_dir / "shadow_adapter.safetensors", "pt") as file:
-        owns_embeddings = any(
-            key.endswith(("embed_tokens.weight", "wte.weight")) for key in file.keys()
-        )  # noqa: SIM118
+    keys = load_file(adapter_dir / "shadow_adapter.safetensors")
+    owns_embeddings = any(key.endswith(("embed_tokens.weight", "wte.weight")) for key in keys)
     return prepare_shadow_model(model, remove_embed_tokens=not owns_embeddings)
 
 
@@ -311,7 +340,7 @@ def _read_explicit_backbone(adapter_dir: Path) -> PreTrainedModel:
 def reference_logits(
     kind: AdapterKind, base_dir: Path, adapter_dir: Path, token_ids: list[int]
 ) -> torch.Tensor:
-    """Return the reference package's logits, (num_tokens, vocab_size) fp32, computed without any cache."""
+    """Return the reference package's logits, (num_tokens, vocab_size) fp32, without any cache."""
     model = load_adapter_model(kind, base_dir, adapter_dir)
     return model(input_ids=torch.tensor([token_ids]), use_cache=False).logits[0].float()
 
