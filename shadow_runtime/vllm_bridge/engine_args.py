@@ -25,6 +25,7 @@ from shadow_runtime.vllm_bridge.version import check_version
 logger = logging.getLogger(__name__)
 
 WORKER_CLASS = "shadow_runtime.vllm_bridge.worker.ShadowWorker"
+SCHEDULER_FACTORY = "shadow_runtime.vllm_bridge.scheduler.make_scheduler"
 
 
 _REFUSED_ARGUMENTS = {
@@ -124,7 +125,15 @@ def shadow_engine_args(
         "max_cpu_loras": config.max_host_adapters,
         "worker_cls": WORKER_CLASS,
         "additional_config": additional,
-    }
+    } | _scheduler(existing)
+
+
+def _scheduler(existing: Mapping[str, Any]) -> dict[str, Any]:
+    """Return our scheduler for pipelines, where vLLM's can admit more adapters than a step holds; else nothing."""
+    stages = existing.get("pipeline_parallel_size") or 1
+    if stages == 1 or existing.get("scheduler_cls") is not None:
+        return {}
+    return {"scheduler_cls": SCHEDULER_FACTORY}
 
 
 def describe_slots(plan: StartPlan, element_bytes: int) -> list[str]:
