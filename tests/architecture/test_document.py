@@ -9,38 +9,36 @@ from source_tree import ROOT, read_text, repository_files, source_files
 ENVIRONMENT_NAME = re.compile(r"""["'](SHADOW_[A-Z][A-Z0-9_]*)["']""")
 
 
-def change_table() -> list[tuple[str, list[str]]]:
-    """Return (change, paths) for each row of the table that starts with "I want to change"."""
-    rows = []
-    lines = iter((ROOT / "ARCHITECTURE.md").read_text().splitlines())
-    for line in lines:
-        if line.startswith("|") and "want to change" in line.lower():
-            break
-    for line in lines:
-        if not line.startswith("|"):
-            break
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        if not set(cells[0]) <= set("-: "):
-            rows.append((cells[0], re.findall(r"`([^`]+)`", cells[1])))
-    return rows
+def change_table() -> list[list[str]]:
+    """Return (change, file, test) of each row of the table under "I want to change"."""
+    text = (ROOT / "ARCHITECTURE.md").read_text()
+    section = re.split(r"^#+ .*I want to change.*$", text, maxsplit=1, flags=re.MULTILINE)[1]
+    table = re.search(r"(?:^\|.*\n)+", section, flags=re.MULTILINE)
+    assert table is not None
+    rows = [row.strip("|").split("|") for row in table.group().splitlines()]
+    return [[cell.strip() for cell in row] for row in rows[2:]]
 
 
-def test_every_path_of_the_change_table_exists():
-    missing = [
-        (change, path)
-        for change, paths in change_table()
-        for path in paths
-        if not any(ROOT.glob(re.sub(r"<\w+>", "*", path.rstrip("/"))))
-    ]
-
-    assert missing == []
+def named_paths(cell: str) -> list[str]:
+    return re.findall(r"`([^`]+)`", cell)
 
 
-def test_every_change_names_a_path():
+def exists(path: str) -> bool:
+    return any(ROOT.glob(re.sub(r"<\w+>", "*", path.rstrip("/"))))
+
+
+@pytest.mark.parametrize("column", [1, 2], ids=["file", "test"])
+def test_every_path_of_the_change_table_exists(column: int):
+    named = [(row[0], path) for row in change_table() for path in named_paths(row[column])]
+
+    assert [(change, path) for change, path in named if not exists(path)] == []
+
+
+def test_every_change_names_a_file():
     table = change_table()
 
     assert len(table) >= 8
-    assert [change for change, paths in table if not paths] == []
+    assert [row[0] for row in table if not named_paths(row[1])] == []
 
 
 def test_every_environment_variable_is_documented():
