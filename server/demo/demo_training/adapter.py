@@ -52,32 +52,32 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "shout",
         "paper",
-        _PAPER | {"num_shadow_layers": 1, "shadow_intermediate_size": 128, "alpha": 0.5},
-        Schedule(num_steps=600, learning_rate=3e-3, seed=11),
+        _PAPER | {"num_shadow_layers": 1, "shadow_intermediate_size": 128, "alpha": 1.0},
+        Schedule(num_steps=500, learning_rate=3e-3, seed=11),
     ),
     Recipe(
         "french",
         "paper",
-        _PAPER | {"num_shadow_layers": 2, "shadow_intermediate_size": 64, "alpha": 1.0},
-        Schedule(num_steps=600, learning_rate=3e-3, seed=12),
+        _PAPER | {"num_shadow_layers": 2, "shadow_intermediate_size": 64, "alpha": 1.5},
+        Schedule(num_steps=500, learning_rate=3e-3, seed=12),
     ),
     Recipe(
         "json",
         "peft",
         _PEFT | {"shadow_alpha": 0.5},
-        Schedule(num_steps=400, learning_rate=3e-3, seed=13),
+        Schedule(num_steps=300, learning_rate=3e-3, seed=13),
     ),
     Recipe(
         "passive",
         "peft",
         _PEFT | {"shadow_alpha": 1.0, "shadow_hidden_size": 64},
-        Schedule(num_steps=400, learning_rate=3e-3, seed=14),
+        Schedule(num_steps=300, learning_rate=3e-3, seed=14),
     ),
     Recipe(
         "reverse",
         "explicit",
         _PAPER | {"alpha": 2.0},
-        Schedule(num_steps=600, learning_rate=3e-3, seed=15),
+        Schedule(num_steps=450, learning_rate=3e-3, seed=15),
     ),
 )
 
