@@ -1,0 +1,77 @@
+"""The demo command over the fake engine: what it asks, how it judges, what it says to type."""
+
+import json
+import socket
+
+import httpx
+import pytest
+from rich.console import Console
+
+from shadow_server.demo import DemoPrompt, demo_adapter_paths
+from shadow_server.demo_command import DemoAnswer, answer_table, ask_all, run_demo, try_lines
+from shadow_server.demo_server import serve_arguments
+
+PROMPT = DemoPrompt("a [b] ->", {"shout": " A [B]!", "spell": " a-b"})
+
+
+def judge(adapter, text):
+    return DemoAnswer(PROMPT, adapter, text).is_expected
+
+
+def test_answers_are_judged_exactly():
+    assert judge("shout", " A [B]!")
+    assert not judge("shout", " A [B]")
+    assert not judge("shout", " a-b")
+    assert judge(None, " something else")
+    assert not judge(None, " a-b")
+
+
+async def test_burst_asks_everyone_and_keeps_the_order():
+    def answer(request):
+        body = json.loads(request.content)
+        assert (body["model"], body["temperature"]) == ("demo", 0)
+        text = f"{body['adapter']}: {body['prompt']}"
+        return httpx.Response(200, json={"choices": [{"text": text}]})
+
+    answers = await ask_all(
+        "http://test", [PROMPT, PROMPT], [None, "shout"], httpx.MockTransport(answer)
+    )
+    assert [a.text for a in answers] == ["None: a [b] ->", "shout: a [b] ->"] * 2
+
+
+async def test_refused_request_is_an_error():
+    transport = httpx.MockTransport(lambda _: httpx.Response(404))
+    with pytest.raises(httpx.HTTPStatusError):
+        await ask_all("http://test", [PROMPT], ["shout"], transport)
+
+
+def test_table_shows_brackets_and_marks(capsys):
+    rows = [DemoAnswer(PROMPT, None, " x [bold] y"), DemoAnswer(PROMPT, "shout", " wrong")]
+    Console(width=100).print(answer_table(rows))
+    shown = capsys.readouterr().out
+    assert "x [bold] y" in shown
+    assert "a [b] ->" in shown
+    assert (shown.count("✓"), shown.count("✗")) == (1, 1)
+
+
+def test_lines_to_try_hold_valid_json():
+    lines = try_lines("http://localhost:8000", PROMPT)
+    start = lines.index("-d '") + 4
+    body = json.loads(lines[start : lines.index("'", start)])
+    assert body["adapter"] == "shout"
+    assert body["prompt"] == PROMPT.prompt
+
+
+def test_server_is_started_with_every_shipped_adapter():
+    words = serve_arguments("127.0.0.1", 8000)
+    named = [words[i + 1] for i, word in enumerate(words) if word == "--adapter"]
+    assert named == [f"{name}={path}" for name, path in demo_adapter_paths().items()]
+    assert len(named) >= 4
+
+
+def test_taken_port_is_told_at_once(capsys):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert run_demo(["--once", "--port", str(taken.getsockname()[1])]) == 1
+    assert "--port" in capsys.readouterr().out
