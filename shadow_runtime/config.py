@@ -9,6 +9,7 @@ keys: a plain engine, or one of another shape or version of this plugin, never l
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -162,10 +163,11 @@ def find_cache_conflict(first: BackboneSpec, second: BackboneSpec) -> str | None
 
 
 def _check_shared_cache(classes: tuple[SlotClass, ...]) -> None:
-    for other in classes[1:]:
-        conflict = find_cache_conflict(classes[0].spec, other.spec)
+    # Every pair: a shallow class agrees with two deeper ones that differ in a layer it lacks.
+    for first, second in itertools.combinations(classes, 2):
+        conflict = find_cache_conflict(first.spec, second.spec)
         if conflict is not None:
             raise ConfigError(
-                f"slot classes {classes[0].name!r} and {other.name!r} cannot share one KV cache: {conflict}; "
+                f"slot classes {first.name!r} and {second.name!r} cannot share one KV cache: {conflict}; "
                 "serve them from two servers"
             )
