@@ -18,8 +18,15 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from shadow_server.demo import DemoPrompt, demo_adapter_paths, demo_prompts
-from shadow_server.demo_server import BASE_NAME, DemoServer, DemoServerError
+from shadow_server.demo import (
+    DemoPrompt,
+    demo_adapter_paths,
+    demo_model_path,
+    demo_prompts,
+)
+from shadow_server.server_process import ServerProcess, ServerProcessError
+
+BASE_NAME = "demo"
 
 _NUM_PROMPTS = 3
 _MAX_TOKENS = 48
@@ -55,9 +62,9 @@ def run_demo(arguments: Sequence[str]) -> int:
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     log_path = Path(tempfile.mkdtemp(prefix="shadowserve-demo-")) / "server.log"
     try:
-        with DemoServer(args.host, args.port, log_path) as server:
+        with ServerProcess(serve_arguments(), args.host, args.port, log_path) as server:
             return _show(console, server, is_once=args.once)
-    except DemoServerError as error:
+    except ServerProcessError as error:
         console.print(str(error), style="red", markup=False, highlight=False)
         return 1
     except KeyboardInterrupt:
@@ -65,7 +72,7 @@ def run_demo(arguments: Sequence[str]) -> int:
         return 130
 
 
-def _show(console: Console, server: DemoServer, *, is_once: bool) -> int:
+def _show(console: Console, server: ServerProcess, *, is_once: bool) -> int:
     console.print(f"Starting the server (log: {server.log_path})", highlight=False)
     seconds = server.wait_until_ready(_START_LIMIT_SECONDS)
     console.print(f"Ready after {seconds:.0f} s at {server.url}", highlight=False)
@@ -111,6 +118,23 @@ async def ask_all(
             return DemoAnswer(prompt, adapter, answer.json()["choices"][0]["text"])
 
         return await asyncio.gather(*(ask(p, a) for p in prompts for a in adapters))
+
+
+def serve_arguments() -> list[str]:
+    """Return the words after `shadowserve serve` that serve the shipped demo."""
+    adapters = demo_adapter_paths()
+    options = {
+        "--served-model-name": BASE_NAME,
+        # The expected answers are the fp32 ones; a tiny model gains nothing from graphs.
+        "--dtype": "float32",
+        "--max-model-len": "1024",
+        "--adapter-root": str(next(iter(adapters.values())).parent),
+        "--gpu-memory-utilization": "0.3",
+        "--shutdown-timeout": "5",
+    }
+    named = [word for name, path in adapters.items() for word in ("--adapter", f"{name}={path}")]
+    flat = [word for option in options.items() for word in option]
+    return [str(demo_model_path()), *flat, *named, "--enforce-eager"]
 
 
 def answer_table(answers: Sequence[DemoAnswer]) -> Table:

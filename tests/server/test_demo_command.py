@@ -8,8 +8,14 @@ import pytest
 from rich.console import Console
 
 from shadow_server.demo import DemoPrompt, demo_adapter_paths
-from shadow_server.demo_command import DemoAnswer, answer_table, ask_all, run_demo, try_lines
-from shadow_server.demo_server import serve_arguments
+from shadow_server.demo_command import (
+    DemoAnswer,
+    answer_table,
+    ask_all,
+    run_demo,
+    serve_arguments,
+    try_lines,
+)
 
 PROMPT = DemoPrompt("a [b] ->", {"shout": " A [B]!", "spell": " a-b"})
 
@@ -63,7 +69,7 @@ def test_lines_to_try_hold_valid_json():
 
 
 def test_server_is_started_with_every_shipped_adapter():
-    words = serve_arguments("127.0.0.1", 8000)
+    words = serve_arguments()
     named = [words[i + 1] for i, word in enumerate(words) if word == "--adapter"]
     assert named == [f"{name}={path}" for name, path in demo_adapter_paths().items()]
     assert len(named) >= 4

@@ -1,6 +1,6 @@
-"""The demo's server: the ordinary `serve` command in a process of its own.
+"""The `serve` command in a process of its own: started, waited for, stopped in order.
 
-Runs in: the demo's process, which imports neither torch nor vllm.
+Runs in: the process that starts it, which imports neither torch nor vllm.
 """
 
 from __future__ import annotations
@@ -11,57 +11,35 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import httpx
 
-from shadow_server.demo import demo_adapter_paths, demo_model_path
-
-BASE_NAME = "demo"
-
 _POLL_SECONDS = 0.25
 _STOP_SECONDS = 20.0
 
 
-class DemoServerError(Exception):
+class ServerProcessError(Exception):
     """The server did not start; the message holds the end of its log."""
 
 
-def serve_arguments(host: str, port: int) -> list[str]:
-    """Return the words after `shadowserve serve` that serve the shipped demo."""
-    adapters = demo_adapter_paths()
-    options = {
-        "--served-model-name": BASE_NAME,
-        "--host": host,
-        "--port": str(port),
-        # The expected answers are the fp32 ones; a tiny model gains nothing from graphs.
-        "--dtype": "float32",
-        "--max-model-len": "1024",
-        "--adapter-root": str(next(iter(adapters.values())).parent),
-        "--gpu-memory-utilization": "0.3",
-        "--shutdown-timeout": "5",
-    }
-    named = [word for name, path in adapters.items() for word in ("--adapter", f"{name}={path}")]
-    flat = [word for option in options.items() for word in option]
-    return [str(demo_model_path()), *flat, *named, "--enforce-eager"]
-
-
-class DemoServer:
+class ServerProcess:
     """Starts the server, waits until it is ready, and stops it; use as a context manager.
 
     Ownership: the process runs in a session of its own, so a Ctrl-C in the terminal reaches only
     this side, which then stops the server in order.
     """
 
-    def __init__(self, host: str, port: int, log_path: Path) -> None:
+    def __init__(self, arguments: Sequence[str], host: str, port: int, log_path: Path) -> None:
         self.url = f"http://{host}:{port}"
         self._host, self._port = host, port
         self.log_path = log_path
-        self._arguments = serve_arguments(host, port)
+        self._arguments = [*arguments, "--host", host, "--port", str(port)]
         self._process: subprocess.Popen[bytes] | None = None
 
-    def __enter__(self) -> DemoServer:
+    def __enter__(self) -> ServerProcess:
         _check_port(self._host, self._port)
         # GiB of KV cache on a CPU engine; the default would take half of the machine's memory.
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ}
@@ -96,16 +74,16 @@ class DemoServer:
         """Return the seconds it took until requests are served.
 
         Raises:
-            DemoServerError: the process ended first, or the limit passed.
+            ServerProcessError: the process ended first, or the limit passed.
         """
         started_at = time.monotonic()
         while time.monotonic() - started_at < limit_seconds:
             if self._process is None or self._process.poll() is not None:
-                raise DemoServerError(f"The server stopped while starting.\n{self._log_end()}")
+                raise ServerProcessError(f"The server stopped while starting.\n{self._log_end()}")
             if self._is_ready():
                 return time.monotonic() - started_at
             time.sleep(_POLL_SECONDS)
-        raise DemoServerError(f"Not ready after {limit_seconds:.0f} s.\n{self._log_end()}")
+        raise ServerProcessError(f"Not ready after {limit_seconds:.0f} s.\n{self._log_end()}")
 
     def wait(self) -> int:
         """Wait until the server ends by itself and return its exit status."""
@@ -129,7 +107,7 @@ def _check_port(host: str, port: int) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            raise DemoServerError(
+            raise ServerProcessError(
                 f"Port {port} of {host} cannot be used ({error.strerror}); "
                 "choose another with --port"
             ) from None
