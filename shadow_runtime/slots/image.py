@@ -143,9 +143,9 @@ def _fill_backbone(
         "position_embed.weight",
         "projection.weight",
     ):
-        source = adapter.tensors.get(f"backbone.{name}")
-        if source is not None:
-            _put(stacks[name], source)
+        tensor = adapter.tensors.get(f"backbone.{name}")
+        if tensor is not None:
+            _put(stacks[name], tensor)
     for layer in range(spec.num_layers):
         prefix = f"layers.{layer}."
         source_prefix = f"backbone.{prefix}"

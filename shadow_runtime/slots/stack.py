@@ -5,6 +5,9 @@ Runs in: GPU worker.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 import torch
 from torch import nn
 
@@ -33,12 +36,12 @@ class TensorStacks(nn.Module):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         """Return the stack of that name, (num_slots, ...)."""
-        return getattr(self, self._attributes[name])
+        return self.get_buffer(self._attributes[name])
 
     def find(self, name: str) -> torch.Tensor | None:
         """Return the stack of that name, or None when this class has none."""
         attribute = self._attributes.get(name)
-        return None if attribute is None else getattr(self, attribute)
+        return None if attribute is None else self.get_buffer(attribute)
 
     def write(self, slot: int, tensors: dict[str, torch.Tensor]) -> None:
         """Copy an image into a slot; asynchronous when the image is pinned, ordered before later kernels."""
@@ -56,6 +59,9 @@ class AdapterStacks(nn.Module):
         layers: views of the above, one per base layer of this stage: what the boundary operator takes.
         backbones: one `TensorStacks` per slot class; empty on stages without a backbone.
     """
+
+    flags: torch.Tensor
+    scale: torch.Tensor
 
     def __init__(
         self, config: ShadowConfig, plan: ShardPlan, hidden_size: int, dtype: torch.dtype
@@ -75,14 +81,15 @@ class AdapterStacks(nn.Module):
         )
         self.layers = [self._layer(index) for index in range(plan.num_layers)]
         cache = CacheGeometry.of(config.slot_classes)
-        self.backbones = nn.ModuleList(
+        backbones = [
             TensorStacks(
                 c.num_slots,
                 backbone_stacks(backbone_shape(c, cache, plan.size), hidden_size),
                 dtype,
             )
             for c in (config.slot_classes if plan.has_backbone else ())
-        )
+        ]
+        self.backbones = cast("Sequence[TensorStacks]", nn.ModuleList(backbones))
 
     def _layer(self, index: int) -> BoundaryWeights:
         per_layer = ("update_in", "update_in_bias", "update_out", "update_out_bias", "down", "up")

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from vllm.config import CacheConfig
 
     from shadow_runtime.slots.stack import AdapterStacks, TensorStacks
+
+ModuleT = TypeVar("ModuleT", bound=nn.Module)
 
 
 @dataclass(slots=True)
@@ -62,8 +65,16 @@ class SlotRows:
         return torch.where(self.mask, stack[self.index], 0)
 
 
+def _modules(items: Iterable[ModuleT]) -> Sequence[ModuleT]:
+    """Return a ModuleList; typed by its items, which torch's own annotation forgets."""
+    return cast("Sequence[ModuleT]", nn.ModuleList(items))
+
+
 class SlotNorm(nn.Module):
     """Layer norm with each token's own weights; kinds as in `BackboneSpec.norm`."""
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
 
     def __init__(
         self, spec: BackboneSpec, weight: torch.Tensor, bias: torch.Tensor | None = None
@@ -86,7 +97,8 @@ class SlotNorm(nn.Module):
             return wide.to(x.dtype) * weight
         if self._kind == "gemma_rms":
             return (wide * (1.0 + weight.float())).to(x.dtype)
-        return (wide * weight.float() + rows.gather(self.bias).float()).to(x.dtype)
+        wide = wide * weight.float()
+        return (wide if self.bias is None else wide + rows.gather(self.bias).float()).to(x.dtype)
 
 
 class SlotLinear(nn.Module):
@@ -135,8 +147,10 @@ class ClassLayer(nn.Module):
         self.mlp_out_norm = self._norm(stacks, "mlp_out_norm") if spec.sandwich_norm else None
         self.q_norm = self._norm(stacks, "q_norm") if spec.qk_norm else None
         self.k_norm = self._norm(stacks, "k_norm") if spec.qk_norm else None
-        for name in ("qkv", "o", "up", "down"):
-            setattr(self, name, SlotLinear(stacks, self._prefix + name, first_slot, segments))
+        self.qkv, self.o, self.up, self.down = (
+            SlotLinear(stacks, self._prefix + name, first_slot, segments)
+            for name in ("qkv", "o", "up", "down")
+        )
         self.rotary = None if spec.rope is None else _rotary(spec, layer)
 
     def _norm(self, stacks: TensorStacks, name: str) -> SlotNorm:
@@ -150,7 +164,7 @@ class ClassLayer(nn.Module):
         shape, size = self._shape, self._shape.spec.head_dim
         widths = [shape.num_heads * size, shape.num_kv_heads * size, shape.num_kv_heads * size]
         query, key, value = self.qkv(self.input_norm(x, rows)).split(widths, dim=-1)
-        if self.q_norm is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             query = self.q_norm(query.unflatten(-1, (shape.num_heads, size)), rows).flatten(-2)
             key = self.k_norm(key.unflatten(-1, (shape.num_kv_heads, size)), rows).flatten(-2)
         if self.rotary is not None:
@@ -208,6 +222,9 @@ def _check_positions(config: ShadowConfig, served: int) -> None:
 class ClassBackbone(nn.Module):
     """All layers of one slot class, its embeddings and its projection."""
 
+    embed_table: torch.Tensor | None
+    position_table: torch.Tensor | None
+
     def __init__(
         self,
         config: ShadowConfig,
@@ -224,7 +241,7 @@ class ClassBackbone(nn.Module):
         self.first_slot = config.first_slot(class_index)
         self.num_slots = slot_class.num_slots
         shape = backbone_shape(slot_class, cache, tp_size)
-        self.layers = nn.ModuleList(
+        self.layers = _modules(
             ClassLayer(shape, stacks, i, self.first_slot, segments, attention_scale)
             for i in range(self.spec.num_layers)
         )
@@ -286,12 +303,12 @@ class ShadowBackbone(nn.Module):
         cache = CacheGeometry.of(config.slot_classes)
         scale = config.slot_classes[0].spec.attention_scale
         self._segments = [segments]
-        self.classes = nn.ModuleList(
+        self.classes = _modules(
             ClassBackbone(config, i, stacks.backbones[i], segments, cache, scale, tp_size)
             for i in range(len(config.slot_classes))
         )
         shape = backbone_shape(config.slot_classes[0], cache, tp_size)
-        self.attention = nn.ModuleList(
+        self.attention = _modules(
             _attention(vllm_config, cache, shape, scale, i, prefix) for i in range(cache.num_layers)
         )
 

@@ -40,6 +40,9 @@ class ShadowExecutor(nn.Module):
         state: (max_tokens, hidden) shadow state of the running step, model dtype.
     """
 
+    state: torch.Tensor
+    embeds: torch.Tensor
+
     def __init__(
         self,
         vllm_config: VllmConfig,

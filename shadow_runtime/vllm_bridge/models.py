@@ -70,13 +70,14 @@ def _exchange_class(layer: nn.Module, stream: str, executor: ShadowExecutor, ind
         globals()[name] = crossing
     layer.__class__ = crossing
     # A tuple, so that torch does not register the executor as a submodule of every layer.
-    layer._shadow = (executor, executor.slice_of(index))
+    layer._shadow = (executor, executor.slice_of(index))  # type: ignore[assignment]
 
 
 class _ShadowCausalLM:
     """Mixin in front of an in-tree causal-LM class; see `shadowize`."""
 
     _architecture: Architecture
+    make_empty_intermediate_tensors: Any
 
     def __init__(self, *, vllm_config: VllmConfig, prefix: str = "") -> None:
         super().__init__(vllm_config=vllm_config, prefix=prefix)  # type: ignore[call-arg]
