@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -16,8 +15,9 @@ NUM_ADAPTERS = 12
 NUM_SLOTS = 4
 NUM_REQUESTS = 2000
 NUM_TOKENS = 4
-# One prompt fills a whole KV block, so that cached prefixes of all adapters are about, too.
-PROMPTS = tuple(random_prompt(length, seed=2000 + length) for length in (4, 11, 40))
+# The longest prompt fills a whole KV block, so that cached prefixes of all adapters are about, too.
+LENGTHS = (4, 11, 40)
+MAX_PROMPTS_TRIED = 100
 
 
 @pytest.fixture(scope="module")
@@ -41,13 +41,20 @@ def llm(cast: Cast) -> Iterator[Any]:
 
 @pytest.fixture(scope="module")
 def expected(cast: Cast) -> dict[Row, tuple[int, ...]]:
-    """Each row's answer by the reference; a canary needs answers that no two adapters share."""
-    rows = [Row(name, prompt) for prompt in PROMPTS for name in (None, *cast.adapters)]
-    answers = {r: cast.oracle.generate(r.adapter, r.prompt, NUM_TOKENS) for r in rows}
-    for prompt in PROMPTS:
-        of_prompt = [answers[Row(name, prompt)] for name in (None, *cast.adapters)]
-        assert all(a != b for a, b in itertools.combinations(of_prompt, 2))
-    return answers
+    """Each row's answer by the reference, for one telling prompt of each length."""
+    return {
+        row: tokens for length in LENGTHS for row, tokens in _telling_rows(cast, length).items()
+    }
+
+
+def _telling_rows(cast: Cast, length: int) -> dict[Row, tuple[int, ...]]:
+    """Return the answers to the first random prompt that no two adapters answer alike."""
+    for seed in range(MAX_PROMPTS_TRIED):
+        rows = [Row(name, random_prompt(length, seed=seed)) for name in (None, *cast.adapters)]
+        answers = {r: cast.oracle.generate(r.adapter, r.prompt, NUM_TOKENS) for r in rows}
+        if len(set(answers.values())) == len(rows):
+            return answers
+    raise AssertionError(f"no prompt of length {length} tells the adapters apart")
 
 
 def test_each_adapter_alone_gives_its_own_answer(
@@ -57,21 +64,47 @@ def test_each_adapter_alone_gives_its_own_answer(
         assert answer_rows(llm, [row], NUM_TOKENS)[0].tokens == tokens, row.adapter
 
 
+def _find_wrong(llm: Any, rows: list[Row], expected: dict[Row, tuple[int, ...]]) -> list[int]:
+    outputs = llm.generate(
+        token_prompts(rows), sampling(NUM_TOKENS, logprobs=None), [row.adapter for row in rows]
+    )
+    return [
+        index
+        for index, (row, output) in enumerate(zip(rows, outputs, strict=True))
+        if tuple(output.outputs[0].token_ids) != expected[row]
+    ]
+
+
 @pytest.mark.timeout(600)
 def test_no_request_is_answered_by_the_wrong_adapter(
     llm: Any, expected: dict[Row, tuple[int, ...]]
 ) -> None:
     rows = random.Random(0).choices(list(expected), k=NUM_REQUESTS)
-    outputs = llm.generate(
-        token_prompts(rows), sampling(NUM_TOKENS, logprobs=None), [row.adapter for row in rows]
-    )
-    wrong = [
-        (index, row.adapter)
-        for index, (row, output) in enumerate(zip(rows, outputs, strict=True))
-        if tuple(output.outputs[0].token_ids) != expected[row]
-    ]
-    assert wrong == []
     assert len({row.adapter for row in rows}) == NUM_ADAPTERS + 1
+    assert _find_wrong(llm, rows, expected) == []
+
+
+def test_the_canary_sees_one_token_in_a_wrong_slot(
+    llm: Any, expected: dict[Row, tuple[int, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A test of the test: every step's last token is given to the adapter of the step's first."""
+    from shadow_runtime.vllm_bridge.residency import AdapterResidency
+
+    token_slots = AdapterResidency._token_slots
+
+    def misplace(self: Any, ids: Any) -> Any:
+        slots = token_slots(self, ids)
+        slots[-1] = slots[0]
+        return slots
+
+    rows = random.Random(1).choices(list(expected), k=20)
+    llm.llm.reset_prefix_cache()
+    assert _find_wrong(llm, rows, expected) == []
+    monkeypatch.setattr(AdapterResidency, "_token_slots", misplace)
+    llm.llm.reset_prefix_cache()
+    assert _find_wrong(llm, rows, expected) != []
+    # What the sabotaged steps cached is wrong, too.
+    llm.llm.reset_prefix_cache()
 
 
 def test_adapters_took_turns_in_the_slots(llm: Any) -> None:

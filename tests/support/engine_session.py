@@ -119,8 +119,12 @@ def shadow_engine(
     **engine_args: Any,
 ) -> Iterator[Any]:
     """Run a `ShadowLLM` in fp32; `engine_args` override `ENGINE_ARGS`."""
+    from vllm import envs
+
     from shadow_runtime.vllm_bridge.offline import ShadowLLM
 
+    # A running engine freezes its environment; the next one must see what its test has set.
+    envs.disable_envs_cache()
     llm = ShadowLLM(
         model=str(model),
         adapters={name: str(path) for name, path in (adapters or {}).items()} or None,
