@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -58,12 +60,14 @@ def test_config_counts() -> None:
 
 def test_another_process_agrees(originals: Path, geometry: BaseGeometry) -> None:
     script = (
-        "import sys; from pathlib import Path; from transformers import AutoConfig\n"
-        "from shadow_runtime.artifact import base_geometry, load_adapter\n"
-        "root = Path(sys.argv[1]); base = base_geometry(AutoConfig.from_pretrained(root / 'base'))\n"
-        "sys.stdout.write(load_adapter(root / 'peft_mirror', base).manifest.digest)"
+        "import json, sys; from pathlib import Path\n"
+        "from shadow_runtime.artifact import load_adapter\n"
+        "from shadow_runtime.types import BaseGeometry\n"
+        "base = BaseGeometry(**json.loads(sys.argv[2]))\n"
+        "sys.stdout.write(load_adapter(Path(sys.argv[1]), base).manifest.digest)"
     )
-    command = [sys.executable, "-O", "-c", script, str(originals)]
+    base = json.dumps(dataclasses.asdict(geometry))
+    command = [sys.executable, "-O", "-c", script, str(originals / "peft_mirror"), base]
     done = subprocess.run(command, capture_output=True, check=True, text=True)
     assert done.stdout == load_adapter(originals / "peft_mirror", geometry).manifest.digest
 

@@ -126,15 +126,19 @@ def test_peft_injects_before_every_wrapped_layer(originals: Path, geometry: Base
     assert manifest.updates == (False, True, True, True)
 
 
-@pytest.mark.parametrize("kind", ["paper_implicit", "peft_mirror"])
 @pytest.mark.parametrize(
-    "change", [{"hidden_size": 96}, {"num_layers": 3}, {"num_layers": 6}, {"hidden_size": 32}]
+    ("kind", "change"),
+    [
+        ("paper_implicit", {"hidden_size": 96}),
+        ("paper_implicit", {"num_layers": 3}),
+        ("paper_implicit", {"num_layers": 6}),
+        ("peft_mirror", {"hidden_size": 32}),
+        ("peft_mirror", {"num_layers": 3}),
+    ],
 )
 def test_another_base_is_a_mismatch(
-    kind: str, change: dict[str, int], originals: Path, geometry: BaseGeometry, tmp_path: Path
+    kind: str, change: dict[str, int], originals: Path, geometry: BaseGeometry
 ) -> None:
-    if kind == "peft_mirror" and change == {"num_layers": 6}:
-        pytest.skip("its config lists the layers, which this base has too")
     with pytest.raises(AdapterMismatchError, match=r"this base has"):
         load_adapter(originals / kind, dataclasses.replace(geometry, **change))
 
