@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 import triton
+
 from shadow_kernels import BoundaryWeights, StepSegments, boundary_, slot_linear
 from shadow_kernels.ops.slot_linear.reference import slot_linear_reference
 from shadow_kernels.testing import (

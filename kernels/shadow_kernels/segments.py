@@ -172,6 +172,7 @@ class StepSegments:
                 ),
                 np.arange(num_tokens),
             ),
+            "used tiles have a slot": bool(np.all(used[:, 0] != NO_ADAPTER)),
             "unused tiles have no slot": bool(np.all(tiles[num_used:, 0] == NO_ADAPTER)),
         }
         broken = [invariant for invariant, holds in checks.items() if not holds]

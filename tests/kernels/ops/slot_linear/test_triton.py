@@ -1,0 +1,66 @@
+"""The Triton `slot_linear` against the oracle: on a GPU, or anywhere under TRITON_INTERPRET=1."""
+
+import os
+
+import pytest
+import torch
+
+from shadow_kernels import StepSegments, slot_linear
+from shadow_kernels.ops.slot_linear.reference import slot_linear_reference
+from shadow_kernels.testing import POPULARITIES, TOLERANCE, assert_close, popularity_slots
+
+pytestmark = pytest.mark.gpu
+IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cpu" if IS_INTERPRETED else "cuda"
+NUM_SLOTS = 5
+# the interpreter multiplies bf16 by its bits; fp16 takes the same path through the kernel
+DTYPES = [dtype for dtype in TOLERANCE if dtype != torch.bfloat16 or not IS_INTERPRETED]
+
+
+def check(
+    slots, sizes, *, num_class_slots=NUM_SLOTS, first_slot=0, dtype=torch.float32, has_bias=True
+) -> None:
+    torch.manual_seed(0)
+    segments = StepSegments(len(slots) + 1, NUM_SLOTS, DEVICE)
+    segments.fill(slots)
+    num_inputs, num_outputs = sizes
+    own = torch.from_numpy(slots - first_slot)
+    x = torch.randn(len(slots), num_inputs).to(dtype)
+    x[(own < 0) | (own >= num_class_slots)] = torch.nan
+    storage = torch.full((num_class_slots, 2, num_outputs, num_inputs), torch.nan, dtype=dtype)
+    used = sorted(set(own.tolist()) & set(range(num_class_slots)))
+    storage[used, 1] = (torch.randn(len(used), num_outputs, num_inputs) * num_inputs**-0.5).to(
+        dtype
+    )
+    bias = torch.randn(num_class_slots, num_outputs).to(dtype).to(DEVICE) if has_bias else None
+    x, weight = x.to(DEVICE), storage.to(DEVICE)[:, 1]
+    out = slot_linear(x, weight, bias, segments.grouping, first_slot, backend="triton")
+    expected = slot_linear_reference(x, weight, bias, torch.from_numpy(slots), first_slot)
+    assert_close(out, expected, "out")
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_every_dtype(dtype, has_bias):
+    check(
+        popularity_slots("uniform", 40, NUM_SLOTS, seed=1),
+        (100, 70),
+        dtype=dtype,
+        has_bias=has_bias,
+    )
+
+
+@pytest.mark.parametrize("popularity", POPULARITIES)
+def test_each_token_meets_its_own_weight(popularity):
+    check(popularity_slots(popularity, 70, NUM_SLOTS, seed=1), (64, 33))
+
+
+@pytest.mark.parametrize(("first_slot", "num_class_slots"), [(0, 2), (2, 3), (1, 1)])
+def test_tokens_of_another_class_are_exact_zeros(first_slot, num_class_slots):
+    slots = popularity_slots("uniform", 40, NUM_SLOTS, seed=1)
+    check(slots, (50, 20), num_class_slots=num_class_slots, first_slot=first_slot)
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (1000, 3), (3, 200), (129, 65)])
+def test_sizes_that_no_block_divides(sizes):
+    check(popularity_slots("uniform", 19, NUM_SLOTS, seed=1), sizes)
