@@ -202,7 +202,7 @@ def test_other_differences_share_one_cache(name: str) -> None:
 def test_a_conflict_between_later_classes_is_refused() -> None:
     # The first class is too shallow to see the layer in which the others differ.
     with pytest.raises(
-        ConfigError, match="'c1' and 'c2'.*sliding windows 8 and 4 of shadow layer 1"
+        ConfigError, match=r"'c1' and 'c2'.*sliding windows 8 and 4 of shadow layer 1"
     ):
         make_config(deep(None), deep(None, 8), deep(None, 4))
 
