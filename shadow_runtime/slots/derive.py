@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from shadow_runtime.artifact.backbone_spec import FAMILIES, field_name, spec_from_config
 from shadow_runtime.config import ShadowConfig, SlotClass
-from shadow_runtime.errors import ConfigError
+from shadow_runtime.errors import AdapterConfigError, ConfigError
 from shadow_runtime.slots.layout import widen
 from shadow_runtime.types import AdapterManifest, BackboneSpec, BaseGeometry
 
@@ -69,26 +69,38 @@ def derive_config(
     slots = options.max_resident_adapters
     return ShadowConfig(
         slot_classes=tuple(SlotClass(_label(s, i), s, slots) for i, s in enumerate(specs)),
-        max_injection_rank=options.max_injection_rank
-        or max((m.injection_rank for m in manifests), default=DEFAULT_INJECTION_RANK),
-        max_gate_size=options.max_gate_size
-        or max((m.gate_size for m in manifests), default=DEFAULT_GATE_SIZE),
+        max_injection_rank=_chosen(
+            options.max_injection_rank,
+            max((m.injection_rank for m in manifests), default=DEFAULT_INJECTION_RANK),
+        ),
+        max_gate_size=_chosen(
+            options.max_gate_size, max((m.gate_size for m in manifests), default=DEFAULT_GATE_SIZE)
+        ),
         max_host_adapters=max(options.max_host_adapters, slots),
     )
+
+
+def _chosen(option: int | None, default: int) -> int:
+    # Zero is a wrong wish, which the config refuses, not the absence of one.
+    return default if option is None else option
 
 
 def _implicit(base: BaseGeometry, options: SlotOptions) -> BackboneSpec:
     family = FAMILIES[base.family]
     sizes = {
-        "num_hidden_layers": options.shadow_layers or 1,
-        "intermediate_size": options.shadow_intermediate_size or DEFAULT_INTERMEDIATE_SIZE,
+        "num_hidden_layers": _chosen(options.shadow_layers, 1),
+        "intermediate_size": _chosen(options.shadow_intermediate_size, DEFAULT_INTERMEDIATE_SIZE),
     }
     if options.shadow_heads is not None:
         sizes["num_attention_heads"] = options.shadow_heads
     fields = base.hf_config | {field_name(family, name): size for name, size in sizes.items()}
-    return spec_from_config(
-        fields, vocab_size=0, has_projection=False, name="the implicit slot class"
-    )
+    try:
+        return spec_from_config(
+            fields, vocab_size=0, has_projection=False, name="the implicit slot class"
+        )
+    except AdapterConfigError as error:
+        # The operator's sizes are at fault, no adapter is.
+        raise ConfigError(str(error)) from None
 
 
 def _place(specs: list[BackboneSpec], spec: BackboneSpec) -> None:
@@ -106,7 +118,9 @@ def _match_hybrid_base(spec: BackboneSpec, base: BaseGeometry) -> BackboneSpec:
     layer_types = set(config.get("layer_types") or ())
     if len(layer_types) < 2:
         return spec
-    head_dim, kv_heads = config["head_dim"], config["num_key_value_heads"]
+    # Not every such family states its head size (Qwen2 does not).
+    head_dim = config.get("head_dim") or base.hidden_size // config["num_attention_heads"]
+    kv_heads = config["num_key_value_heads"]
     if spec.head_dim != head_dim or spec.num_kv_heads > kv_heads:
         raise ConfigError(
             "a base that mixes sliding and full attention needs shadow layers of its own cache shape "
