@@ -325,15 +325,18 @@ class ShadowBackbone(nn.Module):
         Returns: (num_tokens, base hidden size), zeros for tokens without an adapter.
         """
         slots = self._segments[0].adapter_slots[: positions.shape[0]]
-        rows = [SlotRows.of(slots, c.first_slot, c.num_slots) for c in self.classes]
+        classes = [c for c in self.classes if self._has_tokens(c)]
+        rows = [SlotRows.of(slots, c.first_slot, c.num_slots) for c in classes]
         hidden = [
             c.embed(input_ids, positions, base_embeds, r)
-            for c, r in zip(self.classes, rows, strict=True)
+            for c, r in zip(classes, rows, strict=True)
         ]
         for layer, attention in enumerate(self.attention):
-            active = [i for i, c in enumerate(self.classes) if layer < c.spec.num_layers]
+            active = [i for i, c in enumerate(classes) if layer < c.spec.num_layers]
+            if not active:
+                break
             parts = [
-                self.classes[i].layers[layer].project(hidden[i], positions, rows[i]) for i in active
+                classes[i].layers[layer].project(hidden[i], positions, rows[i]) for i in active
             ]
             # Every token is of one class at most, so the sum picks its row.
             query, key, value = (
@@ -341,9 +344,17 @@ class ShadowBackbone(nn.Module):
             )
             attended = attention(query, key, value)
             for i in active:
-                hidden[i] = self.classes[i].layers[layer].finish(hidden[i], attended, rows[i])
-        states = [c.finish(x, r) for c, x, r in zip(self.classes, hidden, rows, strict=True)]
+                hidden[i] = classes[i].layers[layer].finish(hidden[i], attended, rows[i])
+        states = [c.finish(x, r) for c, x, r in zip(classes, hidden, rows, strict=True)]
         return sum(states[1:], states[0])
+
+    def _has_tokens(self, backbone: ClassBackbone) -> bool:
+        """Whether the step has tokens of a class; always True where the graph must serve every step."""
+        starts = self._segments[0].slot_starts
+        if starts.is_cuda or torch.compiler.is_compiling():
+            return True
+        first, end = backbone.first_slot, backbone.first_slot + backbone.num_slots
+        return bool(starts[first] < starts[end])
 
 
 def _attention(
