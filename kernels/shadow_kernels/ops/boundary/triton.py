@@ -390,16 +390,16 @@ def boundary_(
         "num_warps": config.num_warps,
     }
     has_residual = {"HAS_RESIDUAL": residual is not None}
-    stacks = (w.norm_weight, w.norm_bias, w.update_in)
+    reduce_stacks = (w.norm_weight, w.norm_bias, w.update_in)
     boundary_reduce_kernel[grid](
-        *base, *stacks, *tile_of, sums, moments, affine,
-        *base_strides, *(stack.stride(0) for stack in stacks), hidden_size, gate_size,
+        *base, *reduce_stacks, *tile_of, sums, moments, affine,
+        *base_strides, *(stack.stride(0) for stack in reduce_stacks), hidden_size, gate_size,
         BLOCK_G=config.block_g, **has_residual, **launch,
     )  # fmt: skip
-    stacks = (w.update_in_bias, w.update_out, w.update_out_bias, w.down)
+    update_stacks = (w.update_in_bias, w.update_out, w.update_out_bias, w.down)
     boundary_update_kernel[grid](
-        *base, state, *stacks, *tile_of, sums, moments, affine, projections,
-        *base_strides, state.stride(0), *(stack.stride(0) for stack in stacks), hidden_size, gate_size, rank,
+        *base, state, *update_stacks, *tile_of, sums, moments, affine, projections,
+        *base_strides, state.stride(0), *(stack.stride(0) for stack in update_stacks), hidden_size, gate_size, rank,
         BLOCK_G=config.block_g, BLOCK_R=config.block_r, BLOCK_C=config.block_chunks, **has_residual, **launch,
     )  # fmt: skip
     boundary_inject_kernel[grid](
