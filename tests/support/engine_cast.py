@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,14 +29,21 @@ class Cast:
     oracle: Oracle
 
 
-def build_cast(family: str, directory: Path, *, per_kind: int = 1, seed: int = 100) -> Cast:
-    """Write a random base and `per_kind` adapters of every kind, named after their kind."""
+def build_cast(
+    family: str,
+    directory: Path,
+    *,
+    kinds: Sequence[AdapterKind] = KINDS,
+    per_kind: int = 1,
+    seed: int = 100,
+) -> Cast:
+    """Write a random base and `per_kind` adapters of each of `kinds`, named after their kind."""
     base = build_base(family, directory / "base", seed=seed, **BASE_OPTIONS.get(family, {}))
     files = {}
     for number in range(per_kind):
-        for index, kind in enumerate(KINDS):
+        for index, kind in enumerate(kinds):
             name = kind if per_kind == 1 else f"{kind}_{number}"
-            adapter_seed = seed + 1 + index + number * len(KINDS)
+            adapter_seed = seed + 1 + index + number * len(kinds)
             options = _adapter_options(family, kind)
             path = build_adapter(kind, base, directory / name, seed=adapter_seed, **options)
             files[name] = AdapterFiles(kind, path)
