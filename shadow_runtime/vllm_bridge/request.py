@@ -9,15 +9,16 @@ file can never meet cached keys and values of its predecessor.
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
-from urllib.parse import parse_qs, urlencode, urlsplit
+from urllib.parse import parse_qs, urlencode
 
 from vllm.lora.request import LoRARequest
 
 from shadow_runtime.errors import AdapterConfigError
 from shadow_runtime.types import AdapterManifest
 
-_SCHEME = "shadow"
+_URI = re.compile(r"shadow://(?P<digest>sha256:[0-9a-f]{64})\?(?P<query>.*)")
 _ID_BIT = 1 << 30
 
 
@@ -45,22 +46,18 @@ class AdapterSource:
         fields = {"path": self.path}
         if self.backbone_config is not None:
             fields["config"] = self.backbone_config
-        return f"{_SCHEME}://{self.digest}?{urlencode(fields)}"
+        return f"shadow://{self.digest}?{urlencode(fields)}"
 
     @classmethod
     def from_uri(cls, uri: str) -> AdapterSource:
         """Parse `to_uri` output; raises AdapterConfigError for anything else (a plain directory has no identity)."""
-        scheme, digest, _, query, _ = urlsplit(uri)
-        fields = parse_qs(query)
-        if (
-            scheme != _SCHEME
-            or not digest.startswith("sha256:")
-            or len(fields.get("path", [])) != 1
-        ):
+        found = _URI.fullmatch(uri)
+        fields = {} if found is None else parse_qs(found["query"])
+        if found is None or len(fields.get("path", [])) != 1:
             raise AdapterConfigError(
                 f"adapter path {uri!r} does not name a digest; build requests with shadow_runtime, not by hand"
             )
-        return cls(digest, fields["path"][0], fields.get("config", [None])[0])
+        return cls(found["digest"], fields["path"][0], fields.get("config", [None])[0])
 
 
 def adapter_int_id(digest: str) -> int:
