@@ -70,6 +70,13 @@ class ServerProcess:
             os.killpg(self._process.pid, signal.SIGKILL)
             self._process.wait()
 
+    @property
+    def pid(self) -> int:
+        """Process id of the started server."""
+        if self._process is None:
+            raise ServerProcessError("The server was not started.")
+        return self._process.pid
+
     def wait_until_ready(self, limit_seconds: float) -> float:
         """Return the seconds it took until requests are served.
 
