@@ -10,6 +10,7 @@ nor a development, training or pooling route can answer past the adapter rules.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, ValuesView
@@ -213,15 +214,24 @@ class VllmEngine:
         return f"{inactive} workers do not run the plugin" if inactive else None
 
     def _watch_shutdown(self) -> None:
-        # vLLM's launcher shuts the engine down first and drains it; from then on requests are
-        # refused and the readiness probe is red, so that a load balancer looks elsewhere.
+        # vLLM's launcher shuts the engine down first and drains it, in a thread of its own; from
+        # then on requests are refused and the readiness probe is red, so that a load balancer
+        # looks elsewhere. What the drain left unfinished gets no more output, and the HTTP server
+        # would wait for it for ever: it is ended as aborted.
         shutdown = self._client.shutdown
+        loop = asyncio.get_running_loop()
 
         def stop(timeout: float | None = None) -> None:
             self._is_stopping = True
             shutdown(timeout=timeout)
+            with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
+                loop.call_soon_threadsafe(self._abort_unfinished)
 
         self._client.shutdown = partial(stop)  # type: ignore[method-assign]
+
+    def _abort_unfinished(self) -> None:
+        processor: Any = self._client.output_processor  # type: ignore[attr-defined]
+        processor.abort_requests(list(processor.request_states), internal=True)
 
 
 def _stopping() -> JSONResponse:

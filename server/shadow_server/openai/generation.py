@@ -14,7 +14,8 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from shadow_server.engine import AdapterEntry, Engine, Lease
+from shadow_server.engine import AdapterEntry, Engine, Lease, runtime_errors
+from shadow_server.errors import ApiError
 from shadow_server.openai.body import read_json_object
 from shadow_server.openai.resolve import resolve_adapter
 from shadow_server.settings import ServerSettings
@@ -49,10 +50,17 @@ class GenerationEndpoint:
         if name is None:
             await (await self._handler(body, request, None))(scope, receive, send)
             return
-        with adapters.lease(name) as lease:
+        with self._lease(name) as lease:
             response = await self._handler(body, request, lease.entry)
             _sign(response, lease)
             await response(scope, receive, send)
+
+    def _lease(self, name: str) -> Lease:
+        try:
+            return self._engine.adapters.lease(name)
+        except runtime_errors.AdapterNotFoundError as error:
+            code = runtime_errors.AdapterNotFoundError.code
+            raise ApiError(404, str(error), code=code, param="adapter") from None
 
 
 def _sign(response: Response, lease: Lease) -> None:

@@ -14,11 +14,12 @@ def start_server(tmp_path_factory):
     previous = {name: os.environ.get(name) for name in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
 
-    def start():
+    def start(*options):
         folder = tmp_path_factory.mktemp("server")
         root = folder / "adapters"
         root.mkdir()
-        process = ServerProcess(arguments(root), "127.0.0.1", free_port(), folder / "server.log")
+        words = [*arguments(root), *options]
+        process = ServerProcess(words, "127.0.0.1", free_port(), folder / "server.log")
         return process, root
 
     yield start
@@ -40,7 +41,12 @@ def server(start_server):
 
 
 @pytest.fixture(autouse=True)
-def _leaves_the_server_as_it_was(server):
+def _leaves_the_server_as_it_was(request):
+    """Unload what a test loaded; tests with a server of their own are left alone."""
+    if "server" not in request.fixturenames:
+        yield
+        return
+    server = request.getfixturevalue("server")
     before = {entry["name"]: entry["digest"] for entry in _entries(server)}
     yield
     for name in {entry["name"] for entry in _entries(server)} - before.keys():

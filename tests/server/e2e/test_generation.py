@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 
 import pytest
 
@@ -187,10 +188,14 @@ def test_an_adapter_named_as_a_content_part_answers_only_when_asked(server):
     ],
 )
 def test_odd_fields_are_refused_or_harmless(server, fields):
-    answer = server.complete(**{"max_tokens": 2, "adapter": "shout", **fields})
+    body = {"prompt": PROMPT.prompt, "max_tokens": 2, "adapter": "shout", **fields}
+    # Dumped here: the client's own encoder refuses what the server must survive.
+    answer = server.client.post(
+        "/v1/completions", content=json.dumps(body), headers={"content-type": "application/json"}
+    )
     assert answer.status_code < 500, answer.text
     if answer.status_code != 200:
         error = error_of(answer)
-        assert "/" not in error["message"] or "<path>" in error["message"]
+        assert not re.search(r"/(home|root|tmp|usr|work)/", error["message"])
         assert "Traceback" not in error["message"]
     assert text_of(server.complete(adapter="shout")) == PROMPT.expected["shout"]

@@ -1,6 +1,7 @@
-"""SIGTERM: running answers are finished, new ones refused, the process ends."""
+"""SIGTERM: running answers are finished as far as the time allows, new ones refused, all ends."""
 
 import asyncio
+import json
 import os
 import signal
 
@@ -12,39 +13,56 @@ from running_server import START_SECONDS
 
 pytestmark = pytest.mark.engine
 
-# Long enough that the signal surely falls into it.
-BODY = {"prompt": ["a", "b", "c", "d"], "max_tokens": 1000, "ignore_eos": True}
+DRAIN_SECONDS = 12
+STREAM = {"prompt": "a", "max_tokens": 120, "ignore_eos": True, "adapter": "shout", "stream": True}
+# Far more than the engine does within the drain.
+ENDLESS = {"prompt": "a", "max_tokens": 1000, "ignore_eos": True, "adapter": "french", "n": 250}
 
 
-async def test_sigterm_drains(start_server):
-    process, _ = start_server()
+async def test_sigterm_drains_and_then_aborts(start_server):
+    process, _ = start_server("--shutdown-timeout", str(DRAIN_SECONDS))
     with process:
         await asyncio.to_thread(process.wait_until_ready, START_SECONDS)
-        async with httpx.AsyncClient(base_url=process.url, timeout=60) as client:
-            running = asyncio.create_task(
-                client.post("/v1/completions", json={**BODY, "adapter": "shout"})
-            )
+        async with httpx.AsyncClient(base_url=process.url, timeout=120) as client:
             first = asyncio.Event()
             streaming = asyncio.create_task(stream(client, first))
             await first.wait()
+            endless = asyncio.create_task(client.post("/v1/completions", json=ENDLESS))
+            await until_running(client, "french")
             os.kill(process.pid, signal.SIGTERM)
             refused = await until_not_ready(client)
             assert not streaming.done()
             assert error_of(refused)["code"] == "not_ready"
             late = await client.post("/v1/completions", json={"prompt": "a"})
             assert (late.status_code, error_of(late)["code"]) == (503, "server_stopping")
-            assert (await streaming).rstrip().endswith("data: [DONE]")
-            assert (await running).json()["usage"]["completion_tokens"] == 4000
+            received = await streaming
+            assert received.rstrip().endswith("data: [DONE]")
+            reasons = [json.loads(e[6:])["choices"][0]["finish_reason"] for e in events(received)]
+            assert reasons[-1] == "length"
+            choices = (await endless).json()["choices"]
+            assert "abort" in {choice["finish_reason"] for choice in choices}
         assert await asyncio.to_thread(process.wait) == 0
+
+
+def events(text):
+    return [e for e in text.strip().split("\n\n") if not e.endswith("[DONE]")]
 
 
 async def stream(client, first):
     received = ""
-    async with client.stream("POST", "/v1/completions", json={**BODY, "stream": True}) as answer:
+    async with client.stream("POST", "/v1/completions", json=STREAM) as answer:
         async for text in answer.aiter_text():
             received += text
             first.set()
     return received
+
+
+async def until_running(client, name):
+    for _ in range(500):
+        if (await client.get(f"/v1/adapters/{name}")).json()["num_running_requests"]:
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("the request never started")
 
 
 async def until_not_ready(client):
