@@ -5,9 +5,10 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source .ci/stages.sh
 readonly HERE="not gpu and not network"
 
-suite() { "${VENV:-.venv}/bin/python" -m pytest -q --durations=5 -m "$1"; }
+# suite SECONDS MARKERS: no single test, its fixtures included, may take longer than SECONDS.
+suite() { "${VENV:-.venv}/bin/python" -m pytest -q --durations=5 --timeout="$1" -m "$2"; }
 
-stage "unit tests" suite "$HERE and not engine and not slow"
-stage "engine tests" suite "$HERE and engine and not slow"
-stage "slow tests" suite "$HERE and slow"
+stage "unit tests" suite 300 "$HERE and not engine and not slow"
+stage "engine tests" suite 1200 "$HERE and engine and not slow"
+stage "slow tests" suite 1200 "$HERE and slow"
 finish
