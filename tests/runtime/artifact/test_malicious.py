@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -46,6 +47,7 @@ PAPER, EXPLICIT, PEFT, PEFT_EXPLICIT = (
     "peft_explicit",
 )
 MAX_SECONDS = 1.0
+MAX_BYTES = 8 << 20
 
 
 class Case(NamedTuple):
@@ -409,10 +411,14 @@ POISONED: dict[str, Case] = {
 def refuse(case: Case, adapter: Path, geometry: BaseGeometry) -> None:
     """Assert that the damaged copy is refused as documented, fast, in one short line."""
     case.damage(adapter)
+    tracemalloc.start()
     started = time.monotonic()
     with pytest.raises(case.error, match=case.message) as caught:
         load_adapter(adapter, geometry)
-    assert time.monotonic() - started < MAX_SECONDS
+    seconds, peak = time.monotonic() - started, tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert seconds < MAX_SECONDS
+    assert peak < MAX_BYTES
     assert type(caught.value) is case.error
     message = str(caught.value)
     assert len(message) < 500
