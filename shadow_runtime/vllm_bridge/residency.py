@@ -65,15 +65,42 @@ class AdapterResidency:
     # Loading -----------------------------------------------------------------------------------------------------
 
     def stage(self, source: AdapterSource) -> None:
-        """Begin to read an adapter in the loader thread; does nothing when it is already here or on its way."""
-        if source.digest not in self._images and source.digest not in self._staged:
-            self._staged[source.digest] = self._loader.submit(self._read, source)
+        """Begin to read an adapter in the loader thread; does nothing when it is already here or on its way.
 
-    def find_stage_error(self, digest: str) -> tuple[str, str] | bool | None:
+        A full host tier is refused before anything is read; `find_stage_error` reports it.
+        """
+        staged = self._staged.get(source.digest)
+        has_failed = staged is not None and staged.done() and staged.exception() is not None
+        if source.digest in self._images or (staged is not None and not has_failed):
+            return
+        self._staged.pop(source.digest, None)
+        if len(self._images) < self._config.max_host_adapters:
+            self._drop_abandoned()
+            self._staged[source.digest] = self._loader.submit(self._read, source)
+        else:
+            refused: Future[SlotImage] = Future()
+            refused.set_exception(self._full())
+            self._staged[source.digest] = refused
+
+    def _drop_abandoned(self) -> None:
+        """Make room among staged images: a load that was given up before it was added would stay for ever."""
+        excess = len(self._images) + len(self._staged) + 1 - self._config.max_host_adapters
+        finished = [digest for digest, future in self._staged.items() if future.done()]
+        for digest in finished[: max(excess, 0)]:
+            del self._staged[digest]
+
+    def _full(self) -> CapacityError:
+        return CapacityError(
+            f"all {self._config.max_host_adapters} places for adapters in host memory are taken"
+        )
+
+    def find_stage_error(self, digest: str) -> tuple[str, str] | bool:
         """Return True when a staged adapter is ready, False while it loads, else (error code, message)."""
         future = self._staged.get(digest)
         if future is None:
-            return digest in self._images
+            # Its error was told to another caller, or it was unloaded or dropped meanwhile: waiting would never end.
+            gone = (ShadowError.code, f"{digest} is not being loaded any more; load it again")
+            return digest in self._images or gone
         if not future.done():
             return False
         error = future.exception()
@@ -101,9 +128,8 @@ class AdapterResidency:
         if known is not None:
             return False
         if len(self._images) >= self._config.max_host_adapters:
-            raise CapacityError(
-                f"all {self._config.max_host_adapters} places for adapters in host memory are taken"
-            )
+            self._staged.pop(source.digest, None)
+            raise self._full()
         image = self._take_staged(source)
         self._images[source.digest] = image
         self._digests[request.lora_int_id] = source.digest

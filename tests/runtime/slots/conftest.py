@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -11,10 +12,14 @@ import torch
 
 from shadow_runtime.artifact import CanonicalAdapter
 from shadow_runtime.config import ShadowConfig, SlotClass
+from shadow_runtime.slots.image import build_image
+from shadow_runtime.slots.layout import ShardPlan
+from shadow_runtime.slots.stack import AdapterStacks
 from shadow_runtime.types import AdapterManifest, BackboneSpec
 
 HIDDEN_SIZE = 16
 NUM_LAYERS = 5
+WHOLE = ShardPlan((0, NUM_LAYERS), has_backbone=True)
 ROPE = '{"rope_theta":10000.0,"rope_type":"default"}'
 
 PLAIN = BackboneSpec(
@@ -180,3 +185,27 @@ def make_config() -> Callable[..., ShadowConfig]:
         return ShadowConfig(classes, **({"max_injection_rank": 4, "max_gate_size": 6} | changes))
 
     return make
+
+
+@pytest.fixture(scope="session")
+def write_slot() -> Callable[..., AdapterStacks]:
+    """Return `write_slot(adapter, config, plan=whole model, slot=1, dtype=torch.float64)`.
+
+    It returns stacks of which every other slot holds NaN, and flags that no adapter has.
+    """
+
+    def write(
+        adapter: CanonicalAdapter,
+        config: ShadowConfig,
+        plan: ShardPlan = WHOLE,
+        *,
+        slot: int = 1,
+        dtype: torch.dtype = torch.float64,
+    ) -> AdapterStacks:
+        stacks = AdapterStacks(config, plan, HIDDEN_SIZE, dtype)
+        for buffer in stacks.buffers():
+            buffer.fill_(math.nan if buffer.is_floating_point() else 0x55)
+        stacks.write(slot, build_image(adapter, config, plan, hidden_size=HIDDEN_SIZE, dtype=dtype))
+        return stacks
+
+    return write

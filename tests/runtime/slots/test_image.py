@@ -15,11 +15,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from shadow_kernels.ops.boundary.reference import boundary_reference
 from shadow_runtime.artifact import CanonicalAdapter
 from shadow_runtime.config import CacheGeometry, ShadowConfig
-from shadow_runtime.errors import AdapterLimitError
-from shadow_runtime.slots.image import build_image
 from shadow_runtime.slots.layout import BackboneShape, ShardPlan, backbone_shape
 from shadow_runtime.slots.stack import AdapterStacks, TensorStacks
 from shadow_runtime.types import BackboneSpec
@@ -129,14 +126,12 @@ def normed(
 
 
 class Inputs:
-    """Token ids, base embeddings and hidden states of one sequence, zero-mean fp64."""
+    """Token ids and the base's embeddings of one sequence, zero-mean fp64."""
 
     def __init__(self, seed: int = 3) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.ids = torch.randint(0, 11, (NUM_TOKENS,), generator=generator)
-        self.embeds, self.hidden, self.state = torch.randn(
-            3, NUM_TOKENS, HIDDEN_SIZE, generator=generator, dtype=torch.float64
-        )
+        self.embeds = torch.randn(NUM_TOKENS, HIDDEN_SIZE, generator=generator, dtype=torch.float64)
 
     def embed(self, spec: BackboneSpec, get: Callable[[str], torch.Tensor]) -> torch.Tensor:
         """Return the backbone's input from tensors by name."""
@@ -242,28 +237,6 @@ class StackBackbone:
         return self.linear("projection", x, 0) if self.spec.has_projection else x
 
 
-def poisoned_stacks(config: ShadowConfig, plan: ShardPlan, dtype: torch.dtype) -> AdapterStacks:
-    """Return stacks of which every slot holds NaN and flags that no adapter has."""
-    stacks = AdapterStacks(config, plan, HIDDEN_SIZE, dtype)
-    for buffer in stacks.buffers():
-        buffer.fill_(math.nan if buffer.is_floating_point() else 0x55)
-    return stacks
-
-
-def write(
-    adapter: CanonicalAdapter,
-    config: ShadowConfig,
-    plan: ShardPlan = WHOLE,
-    *,
-    slot: int = SLOT,
-    dtype: torch.dtype = torch.float64,
-) -> AdapterStacks:
-    """Return poisoned stacks with the adapter in one slot."""
-    stacks = poisoned_stacks(config, plan, dtype)
-    stacks.write(slot, build_image(adapter, config, plan, hidden_size=HIDDEN_SIZE, dtype=dtype))
-    return stacks
-
-
 @pytest.fixture(params=VARIANTS)
 def case(
     request: pytest.FixtureRequest,
@@ -289,11 +262,12 @@ def test_every_rank_together_computes_the_adapters_backbone(
     size: int,
     shares_cache: bool,
     make_config: Callable[..., ShadowConfig],
+    write_slot: Callable[..., AdapterStacks],
 ) -> None:
     adapter, target = case
     config = with_more_heads(target, make_config) if shares_cache else make_config(target)
     plans = [ShardPlan((0, NUM_LAYERS), True, rank, size) for rank in range(size)]
-    ranks = [write(adapter, config, plan).backbones[0] for plan in plans]
+    ranks = [write_slot(adapter, config, plan).backbones[0] for plan in plans]
     shape = backbone_shape(config.slot_classes[0], CacheGeometry.of(config.slot_classes), size)
     inputs = Inputs()
     expected = CanonicalBackbone(adapter)(inputs)
@@ -309,10 +283,11 @@ def test_the_comparison_sees_every_tensor_of_the_slot(
     make_spec: Callable[..., BackboneSpec],
     make_adapter: Callable[..., CanonicalAdapter],
     make_config: Callable[..., ShadowConfig],
+    write_slot: Callable[..., AdapterStacks],
 ) -> None:
     own, _ = VARIANTS["all biases"]
     adapter, config = make_adapter(make_spec(**own), seed=7), make_config(make_spec(**own))
-    stacks = write(adapter, config).backbones[0]
+    stacks = write_slot(adapter, config).backbones[0]
     shape = backbone_shape(config.slot_classes[0], CacheGeometry.of(config.slot_classes), 1)
     inputs = Inputs()
     expected = CanonicalBackbone(adapter)(inputs)
@@ -332,11 +307,12 @@ def test_heads_are_placed_by_whole_kv_groups(
     make_spec: Callable[..., BackboneSpec],
     make_adapter: Callable[..., CanonicalAdapter],
     make_config: Callable[..., ShadowConfig],
+    write_slot: Callable[..., AdapterStacks],
 ) -> None:
     # 4 query heads over 2 KV heads into 12 over 4: heads 0 1 | 2 3 go to 0 1 . | 3 4 . | . . . | . . .
     adapter = make_adapter(make_spec(num_layers=1), seed=1)
     config = make_config(make_spec(num_layers=1, num_heads=12, num_kv_heads=4))
-    stacks = write(adapter, config).backbones[0]
+    stacks = write_slot(adapter, config).backbones[0]
     q, k, v = stacks["layers.0.qkv.weight"][SLOT].unflatten(0, (20, 4)).split([12, 4, 4])
     own = {n: adapter.tensors[f"backbone.layers.0.{n}.weight"].double() for n in "qkvo"}
     for place, head in {0: 0, 1: 1, 3: 2, 4: 3}.items():
@@ -357,11 +333,12 @@ def test_one_rank_only_adds_the_output_biases(
     make_spec: Callable[..., BackboneSpec],
     make_adapter: Callable[..., CanonicalAdapter],
     make_config: Callable[..., ShadowConfig],
+    write_slot: Callable[..., AdapterStacks],
 ) -> None:
     spec = make_spec(qkv_bias=True, o_bias=True, mlp_bias=True, num_heads=8, num_kv_heads=4)
     adapter, config = make_adapter(spec), make_config(spec)
     for rank in range(size):
-        stacks = write(adapter, config, ShardPlan((0, 5), True, rank, size)).backbones[0]
+        stacks = write_slot(adapter, config, ShardPlan((0, 5), True, rank, size)).backbones[0]
         for name in ("layers.1.o.bias", "layers.1.down.bias"):
             expected = adapter.tensors[f"backbone.{name}"].double()
             assert torch.equal(stacks[name][SLOT], expected if rank == 0 else 0 * expected)
@@ -372,141 +349,13 @@ def test_ranks_are_replicated_where_kv_heads_do_not_divide(
     make_spec: Callable[..., BackboneSpec],
     make_adapter: Callable[..., CanonicalAdapter],
     make_config: Callable[..., ShadowConfig],
+    write_slot: Callable[..., AdapterStacks],
 ) -> None:
     adapter, config = make_adapter(make_spec(o_bias=True)), make_config(make_spec(o_bias=True))
-    whole = write(adapter, config).backbones[0]
+    whole = write_slot(adapter, config).backbones[0]
     for rank in range(3):
-        copy = write(adapter, config, ShardPlan((0, 5), True, rank, 3)).backbones[0]
+        copy = write_slot(adapter, config, ShardPlan((0, 5), True, rank, 3)).backbones[0]
         for (name, got), (_, expected) in zip(
             copy.named_buffers(), whole.named_buffers(), strict=True
         ):
             assert torch.equal(got[SLOT], expected[SLOT]), name
-
-
-# The boundary ------------------------------------------------------------------------------------
-
-DIALECTS: dict[str, dict[str, Any]] = {
-    "paper": {},
-    "peft": {
-        "format": "peft",
-        "activation": "gelu",
-        "has_norm": False,
-        "has_update_bias": True,
-        "injects": (True,) * NUM_LAYERS,
-        "updates": (False, True, True, True, True),
-    },
-    "partial": {
-        "injects": (False, True, False, True, False),
-        "updates": (False, False, False, True, False),
-    },
-    "widest": {"injection_rank": 4, "gate_size": 6, "scale": 2.0},
-}
-
-
-def canonical_boundary(
-    adapter: CanonicalAdapter, layer: int, h: torch.Tensor, s: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return (h, s) behind boundary `layer`, (num_tokens, D) fp64, from canonical tensors."""
-    manifest = adapter.manifest
-    own = {
-        name.removeprefix("boundary."): tensor.double()
-        for name, tensor in adapter.tensors.items()
-        if name.startswith("boundary.")
-    }
-    if manifest.updates[layer]:
-        x = h
-        if manifest.has_norm:
-            x = F.layer_norm(h, h.shape[1:], own["norm_weight"], own["norm_bias"], 1e-5)
-        branches = []
-        for part in (0, 1):
-            u = x @ own["update_in"][layer, part].T
-            if manifest.has_update_bias:
-                u = u + own["update_in_bias"][layer, part]
-            z = _ACTIVATIONS[manifest.activation](u) @ own["update_out"][layer, part]
-            branches.append(
-                z + own["update_out_bias"][layer, part] if manifest.has_update_bias else z
-            )
-        s = s + torch.sigmoid(branches[1]) * (branches[0] - s)
-    if manifest.injects[layer]:
-        h = h + manifest.scale * ((h - s) @ own["down"][layer].T) @ own["up"][layer]
-    return h, s
-
-
-@pytest.mark.parametrize("layers", [(0, 5), (0, 2), (2, 5), (4, 5)], ids=str)
-@pytest.mark.parametrize("dialect", DIALECTS)
-def test_every_stage_holds_the_boundaries_of_its_layers(
-    dialect: str,
-    layers: tuple[int, int],
-    make_spec: Callable[..., BackboneSpec],
-    make_adapter: Callable[..., CanonicalAdapter],
-    make_config: Callable[..., ShadowConfig],
-) -> None:
-    adapter = make_adapter(make_spec(), seed=9, **DIALECTS[dialect])
-    plan = ShardPlan(layers, has_backbone=layers[0] == 0)
-    stacks = write(adapter, make_config(make_spec()), plan)
-    assert len(stacks.layers) == layers[1] - layers[0]
-    inputs = Inputs()
-    slots = torch.tensor([SLOT, -1, SLOT, SLOT, -1, SLOT, SLOT])
-    mine = slots == SLOT
-    num_changed = 0
-    for index, layer in enumerate(range(*layers)):
-        h, s = boundary_reference(
-            inputs.hidden.clone(), None, inputs.state.clone(), slots, stacks.layers[index]
-        )
-        expected = canonical_boundary(adapter, layer, inputs.hidden, inputs.state)
-        for got, want, old in zip((h, s), expected, (inputs.hidden, inputs.state), strict=True):
-            assert torch.isfinite(got).all()
-            assert (got[mine] - want[mine]).abs().max() < EXACT
-            assert torch.equal(got[~mine], old[~mine])
-            num_changed += int((want - old).abs().max() > 0.05)
-    wanted = [*adapter.manifest.injects[slice(*layers)], *adapter.manifest.updates[slice(*layers)]]
-    assert num_changed == sum(wanted)
-
-
-def test_a_stage_without_backbone_has_no_backbone_stacks(
-    make_spec: Callable[..., BackboneSpec],
-    make_adapter: Callable[..., CanonicalAdapter],
-    make_config: Callable[..., ShadowConfig],
-) -> None:
-    config, plan = make_config(make_spec(), make_spec(norm="layer")), ShardPlan((3, 5), False)
-    adapter = make_adapter(make_spec())
-    image = build_image(adapter, config, plan, hidden_size=HIDDEN_SIZE, dtype=torch.float32)
-    assert image.backbone == {}
-    assert len(AdapterStacks(config, plan, HIDDEN_SIZE, torch.float32).backbones) == 0
-    # Rank 4 and gate 6 of the config, two layers, the norm's two vectors; four bytes each.
-    elements = 2 * (2 * 4 * 16 + 2 * 2 * 6 * 16 + 2 * 6 + 2 * 16) + 2 * 16
-    assert image.num_bytes == 4 * elements
-
-
-def test_an_adapter_that_fits_nowhere_is_refused(
-    make_spec: Callable[..., BackboneSpec],
-    make_adapter: Callable[..., CanonicalAdapter],
-    make_config: Callable[..., ShadowConfig],
-) -> None:
-    with pytest.raises(AdapterLimitError, match="fits no slot class"):
-        write(make_adapter(make_spec(norm="layer")), make_config(make_spec()))
-
-
-# Dtypes ------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("stored", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-@pytest.mark.parametrize("served", [torch.float32, torch.float16, torch.bfloat16], ids=str)
-def test_tensors_are_rounded_once_to_the_models_dtype(
-    stored: torch.dtype,
-    served: torch.dtype,
-    make_spec: Callable[..., BackboneSpec],
-    make_adapter: Callable[..., CanonicalAdapter],
-    make_config: Callable[..., ShadowConfig],
-) -> None:
-    spec = make_spec(qkv_bias=True)
-    adapter = make_adapter(spec, dtype=stored, scale=0.1)
-    image = build_image(adapter, make_config(spec), WHOLE, hidden_size=HIDDEN_SIZE, dtype=served)
-    assert {t.dtype for t in (*image.boundary.values(), *image.backbone.values())} == {served}
-    tensors = adapter.tensors
-    assert torch.equal(image.boundary["down"][:, :3], tensors["boundary.down"].to(served))
-    fused = torch.cat([tensors[f"backbone.layers.1.{n}.weight"] for n in "qkv"]).to(served)
-    assert torch.equal(image.backbone["layers.1.qkv.weight"], fused)
-    # alpha is not a tensor: it stays fp32 whatever the model's dtype.
-    stacks = write(adapter, make_config(spec), dtype=served)
-    assert stacks.scale[SLOT] == torch.tensor(0.1, dtype=torch.float32)

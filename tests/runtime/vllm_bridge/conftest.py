@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,10 +16,14 @@ import torch
 with warnings.catch_warnings():
     # The engine's libraries warn on import.
     warnings.simplefilter("ignore")
+    from vllm.lora.layers import LoRAMapping
+    from vllm.lora.request import LoRARequest
+
     import shadow_runtime.vllm_bridge.backbone
     import shadow_runtime.vllm_bridge.control
-    import shadow_runtime.vllm_bridge.engine_args
-    import shadow_runtime.vllm_bridge.residency  # noqa: F401
+    import shadow_runtime.vllm_bridge.engine_args  # noqa: F401
+    from shadow_runtime.vllm_bridge.request import AdapterSource, build_request
+    from shadow_runtime.vllm_bridge.residency import AdapterResidency
 
 from transformers import AutoConfig
 
@@ -28,7 +34,7 @@ from shadow_runtime.config import ShadowConfig
 from shadow_runtime.slots.derive import SlotOptions, derive_config
 from shadow_runtime.slots.layout import ShardPlan
 from shadow_runtime.slots.stack import AdapterStacks
-from shadow_runtime.types import AdapterManifest, BaseGeometry
+from shadow_runtime.types import NO_ADAPTER, AdapterManifest, BaseGeometry
 
 MAX_TOKENS = 64
 
@@ -48,6 +54,13 @@ class Library:
     base: BaseGeometry
     paths: dict[str, Path] = field(default_factory=dict)
     manifests: dict[str, AdapterManifest] = field(default_factory=dict)
+    _tensors: dict[str, dict[str, torch.Tensor]] = field(default_factory=dict)
+
+    def canonical(self, name: str) -> dict[str, torch.Tensor]:
+        """Return an adapter's canonical tensors, read once."""
+        if name not in self._tensors:
+            self._tensors[name] = load_adapter(self.paths[name], self.base).tensors
+        return self._tensors[name]
 
 
 @pytest.fixture(scope="session")
@@ -100,3 +113,91 @@ def make_config(library: Library) -> Callable[..., ShadowConfig]:
 def make_executor(library: Library) -> Callable[[ShadowConfig], FakeExecutor]:
     """Return `make_executor(config)`."""
     return lambda config: FakeExecutor(config, library.base.hidden_size)
+
+
+class Worker:
+    """A residency over a fake executor, driven as vLLM drives it."""
+
+    def __init__(self, library: Any, executor: Any) -> None:
+        self.library = library
+        self.executor = executor
+        self.residency = AdapterResidency(executor, library.base)
+
+    def request(self, name: str, adapter: str | None = None) -> LoRARequest:
+        """Return vLLM's request of an adapter under a name."""
+        return build_request(name, self.library.manifests[adapter or name])
+
+    def id_of(self, adapter: str) -> int:
+        return self.request(adapter).lora_int_id
+
+    def digest_of(self, adapter: str) -> str:
+        return self.library.manifests[adapter].digest
+
+    def add(self, *adapters: str) -> None:
+        for adapter in adapters:
+            assert self.residency.add_adapter(self.request(adapter))
+        self.residency.check_integrity()
+
+    def step(self, tokens: list[str | None], named: set[str] | None = None) -> list[int]:
+        """Run a step whose tokens have these adapters; returns each token's slot."""
+        named = {t for t in tokens if t is not None} if named is None else named
+        ids = tuple(0 if t is None else self.id_of(t) for t in tokens)
+        mapping = LoRAMapping(ids, ids, is_prefill=True)
+        self.residency.set_active_adapters({self.request(n) for n in named}, mapping)
+        self.residency.check_integrity()
+        return self.slots(len(tokens))
+
+    def slots(self, num_tokens: int) -> list[int]:
+        slots = self.executor.segments.adapter_slots
+        assert (slots[num_tokens:] == NO_ADAPTER).all()
+        return slots[:num_tokens].tolist()
+
+    def resident(self) -> dict[str, int]:
+        """Return adapter to slot."""
+        names = {self.digest_of(n): n for n in self.library.manifests}
+        return {names[d]: s for d, s in self.residency.status()["resident"].items()}
+
+    def snapshot(self) -> tuple[Any, ...]:
+        """Return everything that a failed operation must leave as it was."""
+        slots = self.executor.segments.adapter_slots.clone().tolist()
+        buffers = [b.clone() for b in self.executor.stacks.buffers()]
+        state = (self.residency.status(), self.residency.list_adapters(), slots)
+        return (*state, self.executor.num_steps, buffers)
+
+    def stage(self, adapter: str) -> None:
+        """Stage an adapter and wait for the loader thread."""
+        source = AdapterSource.of(self.library.manifests[adapter])
+        self.residency.stage(source)
+        wait([self.residency._staged[source.digest]], timeout=30)
+
+    def assert_unchanged(self, before: tuple[Any, ...]) -> None:
+        """Compare with an earlier `snapshot`."""
+        after = self.snapshot()
+        assert after[:-1] == before[:-1]
+        assert all(torch.equal(a, b) for a, b in zip(after[-1], before[-1], strict=True))
+        self.residency.check_integrity()
+
+    def assert_holds(self, slot: int, name: str) -> None:
+        """Check two tensors of a slot that differ between all adapters."""
+        tensors = self.library.canonical(name)
+        depth, rank, width = tensors["boundary.up"].shape
+        up = self.executor.stacks.boundary["up"][slot]
+        assert torch.equal(up[:depth, :rank, :width], tensors["boundary.up"])
+        first = self.executor.config.first_slot(1)
+        stack = self.executor.stacks.backbones[int(slot >= first)]
+        local = slot - first if slot >= first else slot
+        assert torch.equal(stack["norm.weight"][local], tensors["backbone.norm.weight"])
+
+
+@pytest.fixture
+def make_worker(
+    library: Any, make_config: Callable[..., ShadowConfig], make_executor: Callable[..., Any]
+) -> Callable[..., Worker]:
+    """Return `make_worker(**options)`: two slots for `a` to `d`, two for `own`, four places in host memory."""
+    return lambda **options: Worker(library, make_executor(make_config(**options)))
+
+
+@pytest.fixture
+def worker(make_worker: Callable[..., Worker]) -> Worker:
+    """Return a worker with the default sizes."""
+    return make_worker()

@@ -1,0 +1,298 @@
+"""Loading into a worker: staged or not, it holds the digest's bytes or leaves everything as it was."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from shadow_runtime import errors
+from shadow_runtime.artifact import load_adapter
+from shadow_runtime.vllm_bridge import residency as residency_module
+from shadow_runtime.vllm_bridge.request import AdapterSource
+
+
+@pytest.fixture
+def moved(library: Any, tmp_path: Path) -> Any:
+    """Return a library whose adapters `a` and `b` are copies that a test may damage."""
+    paths = {
+        n: Path(shutil.copytree(library.paths[n], tmp_path / n)) if n in "ab" else p
+        for n, p in library.paths.items()
+    }
+    manifests = {n: replace(m, path=str(paths[n])) for n, m in library.manifests.items()}
+    return replace(library, paths=paths, manifests=manifests)
+
+
+def overwrite(library: Any, target: str, source: str) -> None:
+    """Put the bytes of another adapter where one was validated."""
+    shutil.rmtree(library.paths[target])
+    shutil.copytree(library.paths[source], library.paths[target])
+
+
+# Loading -----------------------------------------------------------------------------------------
+
+
+def test_a_staged_adapter_is_added_without_reading_again(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.stage("a")
+    assert worker.residency.find_stage_error(worker.digest_of("a")) is True
+    assert worker.residency.list_adapters() == set()
+    monkeypatch.setattr(residency_module, "load_adapter", None)
+    worker.add("a")
+    assert worker.residency.find_stage_error(worker.digest_of("a")) is True
+    assert worker.residency.list_adapters() == {worker.id_of("a")}
+
+
+def test_staging_reads_once_and_off_the_step_thread(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[str] = []
+    may_read = threading.Event()
+
+    def read(*args: Any, **kwargs: Any) -> Any:
+        may_read.wait(30)
+        threads.append(threading.current_thread().name)
+        return load_adapter(*args, **kwargs)
+
+    monkeypatch.setattr(residency_module, "load_adapter", read)
+    source = AdapterSource.of(worker.library.manifests["a"])
+    worker.residency.stage(source)
+    worker.residency.stage(source)
+    assert worker.residency.find_stage_error(source.digest) is False
+    may_read.set()
+    worker.add("a")
+    worker.residency.stage(source)
+    assert len(threads) == 1
+    assert threads[0].startswith("shadow-loader")
+    assert worker.residency._staged == {}
+
+
+def test_files_that_change_before_they_are_staged_are_reported(moved: Any, worker: Any) -> None:
+    worker.library = moved
+    overwrite(moved, "a", "b")
+    before = worker.snapshot()
+    worker.stage("a")
+    answer = worker.residency.find_stage_error(worker.digest_of("a"))
+    assert isinstance(answer, tuple)
+    assert answer[0] == errors.DigestMismatchError.code
+    assert worker.digest_of("a") in answer[1]
+    assert worker.digest_of("b") in answer[1]
+    worker.assert_unchanged(before)
+
+
+def test_files_that_change_after_they_were_staged_do_not_matter(
+    moved: Any, worker: Any, library: Any
+) -> None:
+    worker.library = moved
+    worker.stage("a")
+    overwrite(moved, "a", "b")
+    worker.add("a")
+    worker.library = library
+    worker.step(["a"])
+    worker.assert_holds(worker.resident()["a"], "a")
+
+
+def test_files_that_change_before_an_unstaged_load_are_refused(moved: Any, worker: Any) -> None:
+    worker.library = moved
+    worker.add("b")
+    worker.step(["b"])
+    overwrite(moved, "a", "c")
+    before = worker.snapshot()
+    with pytest.raises(errors.DigestMismatchError):
+        worker.residency.add_adapter(worker.request("a"))
+    worker.assert_unchanged(before)
+    # In a step too, and before the step is announced.
+    with pytest.raises(errors.DigestMismatchError):
+        worker.step(["b", "a"])
+    worker.assert_unchanged(before)
+
+
+@pytest.mark.parametrize("is_staged", [False, True], ids=["direct", "staged"])
+def test_a_failing_load_leaves_everything_as_it_was(
+    is_staged: bool, moved: Any, worker: Any
+) -> None:
+    worker.library = moved
+    worker.add("b", "own")
+    worker.step(["b", None, "own"])
+    (moved.paths["a"] / "shadow_adapter.safetensors").write_bytes(b"\x08" + b"\x00" * 7 + b"{}")
+    before = worker.snapshot()
+    if is_staged:
+        worker.stage("a")
+    with pytest.raises(errors.AdapterError):
+        worker.residency.add_adapter(worker.request("a"))
+    worker.assert_unchanged(before)
+    assert worker.residency._staged == {}
+
+
+def break_missing(library: Any) -> None:
+    shutil.rmtree(library.paths["a"])
+
+
+def break_header(library: Any) -> None:
+    (library.paths["a"] / "shadow_adapter.safetensors").write_bytes(b"garbage")
+
+
+def break_config(library: Any) -> None:
+    (library.paths["a"] / "shadow_config.json").write_text("[]")
+
+
+@pytest.mark.parametrize(
+    ("damage", "code"),
+    [
+        (break_missing, "adapter_not_found"),
+        (break_header, "adapter_file_invalid"),
+        (break_config, "adapter_config_invalid"),
+    ],
+)
+def test_staged_errors_are_reported_by_code_once(
+    damage: Callable[[Any], None], code: str, moved: Any, worker: Any
+) -> None:
+    worker.library = moved
+    damage(moved)
+    worker.stage("a")
+    answer = worker.residency.find_stage_error(worker.digest_of("a"))
+    assert isinstance(answer, tuple)
+    assert answer[0] == code
+    assert answer[1]
+    assert worker.residency._staged == {}
+
+
+def test_an_unexpected_failure_has_a_code_of_its_own(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise MemoryError("no pinned memory")
+
+    monkeypatch.setattr(residency_module, "build_image", fail)
+    worker.stage("a")
+    answer = worker.residency.find_stage_error(worker.digest_of("a"))
+    assert answer == ("internal_error", "no pinned memory")
+
+
+def test_a_repaired_adapter_can_be_staged_again(moved: Any, library: Any, worker: Any) -> None:
+    # One worker's failure was reported by another one first, so nobody fetched this one.
+    worker.library = moved
+    break_header(moved)
+    worker.stage("a")
+    shutil.copytree(library.paths["a"], moved.paths["a"], dirs_exist_ok=True)
+    worker.stage("a")
+    assert worker.residency.find_stage_error(worker.digest_of("a")) is True
+
+
+def test_nobody_waits_for_what_is_not_being_loaded(worker: Any) -> None:
+    answer = worker.residency.find_stage_error(worker.digest_of("a"))
+    assert isinstance(answer, tuple)
+    assert answer[0] == "shadow_error"
+
+
+# Capacity ----------------------------------------------------------------------------------------
+
+
+def test_a_full_host_tier_refuses_and_keeps_what_it_has(worker: Any) -> None:
+    worker.add("a", "b", "c", "d")
+    before = worker.snapshot()
+    with pytest.raises(errors.CapacityError, match="all 4 places"):
+        worker.residency.add_adapter(worker.request("own"))
+    worker.assert_unchanged(before)
+    assert worker.residency.add_adapter(worker.request("again", "a")) is False
+    worker.residency.remove_adapter(worker.id_of("b"))
+    worker.add("own")
+
+
+def test_a_full_host_tier_refuses_before_it_reads(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.add("a", "b", "c", "d")
+    monkeypatch.setattr(residency_module, "load_adapter", None)
+    worker.residency.stage(AdapterSource.of(worker.library.manifests["own"]))
+    answer = worker.residency.find_stage_error(worker.digest_of("own"))
+    assert isinstance(answer, tuple)
+    assert answer[0] == "adapter_capacity"
+    assert worker.residency._staged == {}
+
+
+def test_a_refused_adapter_leaves_no_staged_image(worker: Any) -> None:
+    worker.add("a", "b", "c")
+    worker.stage("own")
+    worker.add("d")
+    with pytest.raises(errors.CapacityError):
+        worker.residency.add_adapter(worker.request("own"))
+    assert worker.residency._staged == {}
+
+
+def test_abandoned_loads_do_not_pile_up(make_worker: Callable[..., Any]) -> None:
+    worker = make_worker(max_host_adapters=2)
+    for name in ("a", "b", "c", "d", "own"):
+        worker.stage(name)
+        assert len(worker.residency._staged) <= 2
+    # What was dropped is read again when it is wanted after all.
+    worker.add("a", "own")
+
+
+def test_unloading_frees_slot_and_host_memory(worker: Any) -> None:
+    worker.add("a", "b")
+    worker.step(["a", "b"])
+    slot, held = worker.resident()["a"], worker.residency.status()["host_bytes"]
+    assert worker.residency.remove_adapter(worker.id_of("a"))
+    worker.residency.check_integrity()
+    status = worker.residency.status()
+    assert worker.resident().keys() == {"b"}
+    assert status["held"] == [worker.digest_of("b")]
+    assert status["num_free_slots"] == 3
+    assert status["host_bytes"] == held // 2 > 0
+    assert worker.residency.remove_adapter(worker.id_of("a")) is False
+    worker.add("c")
+    assert worker.step(["c", "b"])[0] == slot
+    worker.assert_holds(slot, "c")
+
+
+def test_a_failing_copy_names_no_owner(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.add("a", "b", "c")
+    worker.step(["a", "b"])
+    num_steps = worker.executor.num_steps
+
+    def fail(slot: int, image: Any) -> None:
+        raise RuntimeError("device lost")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(worker.executor.stacks, "write", fail)
+        with pytest.raises(RuntimeError, match="device lost"):
+            worker.step(["c"])
+    worker.residency.check_integrity()
+    assert "c" not in worker.resident()
+    assert worker.executor.num_steps == num_steps
+    worker.step(["c"])
+    worker.assert_holds(worker.resident()["c"], "c")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda r: r._images.popitem(),
+        lambda r: r._digests.popitem(),
+        lambda r: r._digests.update({5: r._digests.popitem()[1]}),
+        lambda r: r._pools[1].ensure("sha256:stranger", (), lambda slot: None),
+        lambda r: r._images.update({str(i): next(iter(r._images.values())) for i in range(9)}),
+    ],
+    ids=["image lost", "id lost", "wrong id", "slot without image", "too many images"],
+)
+def test_check_integrity_sees_damage(damage: Callable[[Any], None], worker: Any) -> None:
+    worker.step(["a"])
+    damage(worker.residency)
+    with pytest.raises(RuntimeError):
+        worker.residency.check_integrity()
+
+
+def test_status_is_json(worker: Any) -> None:
+    worker.step(["a"])
+    status = worker.residency.status()
+    assert json.loads(json.dumps(status)) == status
+    assert status["active"] is True
+    assert status["num_slots"] == 4
