@@ -150,6 +150,18 @@ def test_nothing_reads_memory_that_no_token_owns(llm: Any, cast: Cast) -> None:
     check(cast, LONG, answer_rows(llm, LONG, NUM_TOKENS, prompt_logprobs=True))
 
 
+def test_traffic_leaves_the_base_weights_alone(llm: Any, cast: Cast) -> None:
+    """The boundary writes in place into what the layers return, which must never be the base's own memory (T7)."""
+
+    def snapshot(worker: Any) -> dict[str, torch.Tensor]:
+        return {n: p.detach().clone() for n, p in worker.model_runner.model.named_parameters()}
+
+    before = in_worker(llm, snapshot)
+    answer_rows(llm, LONG, NUM_TOKENS)
+    after = in_worker(llm, snapshot)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
 def test_an_engine_without_the_plugins_settings_refuses_the_shadow_worker(cast: Cast) -> None:
     """Answering as the bare base, silently, is the one thing that must not happen."""
     from vllm import LLM
