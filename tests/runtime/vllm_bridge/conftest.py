@@ -65,13 +65,13 @@ class Library:
 
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
-    """Return five adapters: `a`, `b`, `c`, `d` of one slot class, `own` with embeddings of its own."""
+    """Return five adapters: `a`, `b`, `c`, `d` of one slot class, `own` with its own embeddings and a projection."""
     root = tmp_path_factory.mktemp("library")
     base_dir = build_base("qwen3", root / "base", hidden_size=32, head_dim=16, vocab_size=48)
     made = Library(base_dir, base_geometry(AutoConfig.from_pretrained(base_dir)))
     kinds = dict.fromkeys("abcd", "paper_implicit") | {"own": "paper_explicit"}
     for seed, (name, kind) in enumerate(kinds.items()):
-        options = {"backbone": {"head_dim": 16}} if name == "own" else {}
+        options = {"backbone": {"head_dim": 16, "hidden_size": 48}} if name == "own" else {}
         made.paths[name] = build_adapter(kind, base_dir, root / name, seed=seed, **options)
         made.manifests[name] = load_adapter(made.paths[name], made.base).manifest
     return made
