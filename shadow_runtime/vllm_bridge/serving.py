@@ -6,6 +6,7 @@ Runs in: API process.
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
@@ -21,7 +22,7 @@ from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args, init_logger
 
-from shadow_runtime.errors import ShadowError
+from shadow_runtime.errors import ConfigError, ShadowError
 from shadow_runtime.vllm_bridge.engine_args import (
     StartPlan,
     describe_slots,
@@ -70,7 +71,14 @@ def main(
 
 def _plan(args: Namespace) -> StartPlan:
     check_names(args)
-    plan = plan_start(args.model, args.adapter, slot_options(args), revision=args.revision)
+    if args.model.startswith(("/", ".", "~")) and not os.path.exists(args.model):
+        raise ConfigError(f"the base model {args.model!r} does not exist")
+    try:
+        plan = plan_start(args.model, args.adapter, slot_options(args), revision=args.revision)
+    except (OSError, ValueError) as error:
+        # What transformers says about a model that is not there or not readable.
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"the base model {args.model!r} cannot be read: {reason}") from error
     for name, value in shadow_engine_args(plan.config, vars(args)).items():
         setattr(args, name, value)
     return plan

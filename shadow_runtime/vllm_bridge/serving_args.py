@@ -6,6 +6,7 @@ Runs in: API process.
 from __future__ import annotations
 
 import difflib
+import logging
 import re
 import sys
 from argparse import ArgumentTypeError, Namespace
@@ -29,6 +30,26 @@ _PROGRAM = "shadowserve serve"
 
 class ServeParser(FlexibleArgumentParser):
     """vLLM's parser, with errors of one line instead of a screen of usage."""
+
+    def parse_args(  # type: ignore[override]
+        self, args: list[str] | None = None, namespace: Namespace | None = None
+    ) -> Namespace:
+        """Parse as vLLM does, without its warning about options that are meant to be repeated."""
+        source = logging.getLogger(FlexibleArgumentParser.__module__)
+        source.addFilter(self._is_news)
+        try:
+            return super().parse_args(args, namespace)
+        finally:
+            source.removeFilter(self._is_news)
+
+    def _is_news(self, record: logging.LogRecord) -> bool:
+        prefix, _, options = record.getMessage().partition("Found duplicate keys ")
+        repeatable = {
+            name
+            for name, action in self._option_string_actions.items()
+            if isinstance(action.default, list)
+        }
+        return bool(prefix) or not set(options.split(", ")) <= repeatable
 
     def error(self, message: str) -> NoReturn:
         """Print what is wrong, and the option that was probably meant; exit with status 2."""

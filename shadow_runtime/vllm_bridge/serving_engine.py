@@ -15,7 +15,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, ValuesView
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -36,7 +36,7 @@ from vllm.entrypoints.serve.tokenize import api_router as tokenize_routes
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 from vllm.lora.request import LoRARequest
 
-from shadow_runtime.registry import AdapterEntry, AdapterRegistry
+from shadow_runtime.registry import AdapterEntry, AdapterLoader, AdapterRegistry
 from shadow_runtime.vllm_bridge.control import EngineControl
 from shadow_runtime.vllm_bridge.engine_args import StartPlan
 from shadow_runtime.vllm_bridge.serving_latency import (
@@ -103,7 +103,8 @@ class VllmEngine:
         self._probe: asyncio.Task[str | None] | None = None
         self._probed_at = 0.0
         self.control = EngineControl(client, plan)
-        self.adapters = AdapterRegistry(self.control)
+        # The registry hands back only handles that this loader gave it.
+        self.adapters = AdapterRegistry(cast(AdapterLoader, self.control))
         self.base_names = tuple(args.served_model_name or [args.model])
         self.base_root: str = args.model
         self.max_model_len: int = client.model_config.max_model_len

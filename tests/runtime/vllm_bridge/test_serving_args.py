@@ -1,5 +1,6 @@
 """The serve command line: vLLM's options and ours, and one line for what is wrong."""
 
+import logging
 from argparse import ArgumentTypeError
 from pathlib import Path
 
@@ -48,6 +49,21 @@ def test_adapters(parser):
         NamedAdapter("b", Path("z").absolute(), Path("/c.json")),
     ]
     check_names(args)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_warned"),
+    [
+        (["--adapter", "a=x", "--adapter", "b=y"], False),
+        (["--port", "1", "--port", "2"], True),
+    ],
+)
+def test_only_options_that_cannot_be_repeated_are_warned_about(parser, caplog, words, is_warned):
+    logger = logging.getLogger("vllm.utils.argparse_utils")
+    logger.addHandler(caplog.handler)
+    parse(parser, ["base", *words])
+    logger.removeHandler(caplog.handler)
+    assert ("duplicate" in caplog.text) == is_warned
 
 
 @pytest.mark.parametrize(
