@@ -68,7 +68,8 @@ def inspect_adapter(
 def stage_outcome(answers: list[Any]) -> bool:
     """Return whether every worker has staged an adapter; raises the first error that one of them reports."""
     for answer in answers:
-        if isinstance(answer, tuple):
+        # A worker's tuple is a list once it has crossed vLLM's wire; an engine in this process hands it on as it is.
+        if isinstance(answer, (list, tuple)):
             code, message = answer
             raise _ERRORS.get(code, errors.ShadowError)(message)
     return all(answers)
