@@ -56,7 +56,7 @@ class DemoAnswer:
 
 
 def run_demo(arguments: Sequence[str]) -> int:
-    """Run the command; 0 when every answer is the expected one, 1 otherwise, 130 on Ctrl-C."""
+    """Run the command; 0 when every answer is the expected one or after serving."""
     args = _parser().parse_args(list(arguments))
     console = Console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -85,9 +85,15 @@ def _show(console: Console, server: ServerProcess, *, is_once: bool) -> int:
     else:
         console.print(f"All {len(answers)} answers, asked at once, are the expected ones.")
     if not is_once:
-        console.print(try_lines(server.url, prompts[0]), markup=False, highlight=False)
+        # Unwrapped: these lines are for copying.
+        lines = try_lines(server.url, prompts[0])
+        console.print(lines, markup=False, highlight=False, soft_wrap=True)
         console.print("Serving until Ctrl-C.")
-        return server.wait()
+        try:
+            return server.wait()
+        except KeyboardInterrupt:
+            console.print("Stopping.")
+            return 0
     return 1 if num_wrong else 0
 
 

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from rich.console import Console
 
+from shadow_server import demo_command
 from shadow_server.demo import DemoPrompt, demo_adapter_paths
 from shadow_server.demo_command import (
     DemoAnswer,
@@ -58,6 +59,31 @@ def test_table_shows_brackets_and_marks(capsys):
     assert "x [bold] y" in shown
     assert "a [b] ->" in shown
     assert (shown.count("✓"), shown.count("✗")) == (1, 1)
+
+
+class StoppedServer:
+    """A server that is ready at once and is stopped by Ctrl-C."""
+
+    url, log_path = "http://localhost:8000", "server.log"
+
+    def wait_until_ready(self, limit_seconds):
+        return 1.0
+
+    def wait(self):
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(("is_once", "is_right", "status"), [(1, 1, 0), (1, 0, 1), (0, 1, 0)])
+def test_exit_status_and_unbroken_lines(monkeypatch, capsys, is_once, is_right, status):
+    async def answer(url, prompts, adapters):
+        return [DemoAnswer(PROMPT, "shout", " A [B]!" if is_right else " a")]
+
+    monkeypatch.setattr(demo_command, "ask_all", answer)
+    monkeypatch.setattr(demo_command, "demo_prompts", lambda: [PROMPT])
+    console = Console(width=60)
+    assert demo_command._show(console, StoppedServer(), is_once=bool(is_once)) == status
+    shown = capsys.readouterr().out
+    assert (try_lines(StoppedServer.url, PROMPT) in shown) == (not is_once)
 
 
 def test_lines_to_try_hold_valid_json():
