@@ -12,6 +12,7 @@ import pytest
 from engine_session import engine_environment  # noqa: F401
 
 HERE = Path(__file__).parent
+FIGURES = pytest.StashKey[dict[str, Any]]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -35,7 +36,26 @@ def fidelity_report(
 ) -> Iterator[dict[str, Any]]:
     """Collect figures under a key per test; written as JSON when the session ends."""
     figures: dict[str, Any] = {}
+    request.config.stash[FIGURES] = figures
     yield figures
     chosen = request.config.getoption("fidelity_report", default=None)
     path = Path(chosen) if chosen else tmp_path_factory.getbasetemp() / "fidelity_report.json"
     path.write_text(json.dumps(figures, indent=2, sort_keys=True) + "\n")
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """State the largest deviation of every group of measurements."""
+    groups: dict[str, list[float]] = {}
+    for key, figure in config.stash.get(FIGURES, {}).items():
+        if not key.startswith("margins/"):
+            groups.setdefault("/".join(key.split("/")[:2]), []).extend(_numbers(figure))
+    if groups:
+        terminalreporter.section("largest difference of logprobs")
+    for name, numbers in sorted(groups.items()):
+        terminalreporter.write_line(f"{name:<40} {max(numbers):.1e}")
+
+
+def _numbers(figure: Any) -> list[float]:
+    if isinstance(figure, dict):
+        return [number for part in figure.values() for number in _numbers(part)]
+    return [float(figure)]
