@@ -20,12 +20,13 @@ from shadow_runtime.config import CacheGeometry, ShadowConfig
 from shadow_runtime.slots.derive import SlotOptions, derive_config
 from shadow_runtime.slots.image import build_image
 from shadow_runtime.vllm_bridge import backbone as backbone_module
-from shadow_runtime.vllm_bridge.backbone import ClassBackbone, ShadowBackbone
+from shadow_runtime.vllm_bridge.backbone import ClassBackbone, ShadowBackbone, SlotRows
 
 NAN = math.nan
 
 BACKBONES: dict[str, dict[str, Any]] = {
-    "gpt2": {"family": "gpt2", "hidden_size": 64},
+    # Unscaled attention beside a class that scales: one attention serves both.
+    "gpt2": {"family": "gpt2", "hidden_size": 64, "scale_attn_weights": False},
     "gemma2": {"family": "gemma2", "hidden_size": 16},
     "gemma3": {"family": "gemma3_text"},
     "llama": {"family": "llama", "attention_bias": True, "mlp_bias": True, "num_layers": 1},
@@ -191,6 +192,29 @@ def test_every_token_gets_its_own_adapters_state(
     assert torch.equal(got[base], torch.zeros_like(got[base]))
     depth = max(adapter.manifest.backbone.num_layers for adapter in placed.values())
     assert [a.num_calls for a in attention] == [1] * depth
+
+
+@pytest.mark.usefixtures("vllm_config")
+@pytest.mark.parametrize("name", ["a", "own", "gemma3", "gpt2"])
+def test_both_ends_of_a_backbone_zero_the_rows_of_others(
+    name: str, library: Any, adapters: Callable[[str], CanonicalAdapter], make_executor: Any
+) -> None:
+    adapter = adapters(name)
+    config = derive_config(library.base, [adapter.manifest], SlotOptions(max_resident_adapters=2))
+    executor = make_executor(config)
+    load_slots(executor, {1: adapter})
+    batch = Batch([1], library.base.hidden_size)
+    executor.begin_step(batch.slots.numpy())
+    cache, stacks = CacheGeometry.of(config.slot_classes), executor.stacks.backbones[0]
+    backbone = ClassBackbone(config, 0, stacks, executor.segments, cache, 1.0, tp_size=1)
+    rows, others = SlotRows.of(batch.slots, 0, 2), batch.slots == -1
+    x = backbone.embed(batch.ids, batch.positions, batch.embeds, rows)
+    assert torch.equal(x[others], torch.zeros_like(x[others]))
+    assert x[~others].abs().sum(1).min() > 0
+    x[others] = NAN
+    out = backbone.finish(x, rows)
+    assert torch.equal(out[others], torch.zeros_like(out[others]))
+    assert out[~others].abs().sum(1).min() > 0
 
 
 @pytest.mark.usefixtures("vllm_config")

@@ -190,15 +190,18 @@ def test_a_step_loads_what_was_unloaded_meanwhile(worker: Any) -> None:
     assert worker.step(["a"]) == [worker.resident()["a"]]
 
 
-def test_what_a_step_needs_is_not_evicted_by_it(worker: Any) -> None:
-    worker.add("a", "b", "c")
-    worker.step(["a"])
-    worker.step(["b"])
-    # `a` is the older one, but the step needs it: `b` must leave for `c`.
-    slot = worker.resident()["a"]
-    slots = worker.step(["c", "a"])
+@pytest.mark.parametrize("is_ascending", [False, True])
+def test_what_a_step_needs_is_not_evicted_by_it(is_ascending: bool, worker: Any) -> None:
+    # Slots are given in the order of the ids: the missing adapter comes first, or last.
+    names = sorted("abc", key=worker.id_of, reverse=not is_ascending)
+    missing, other, needed = names
+    worker.step([needed])
+    worker.step([other])
+    # The needed one is the older of the two: `other` must leave nevertheless.
+    slot = worker.resident()[needed]
+    slots = worker.step([missing, needed])
     assert slots[1] == slot
-    assert set(worker.resident()) == {"a", "c"}
+    assert set(worker.resident()) == {missing, needed}
 
 
 def test_a_pinned_adapter_keeps_its_slot(worker: Any) -> None:
