@@ -239,6 +239,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=48)
     parser.add_argument("--tie-margin", type=float, default=0.05)
+    parser.add_argument(
+        "--no-restart", action="store_true", help="leave out the second and the stock engine"
+    )
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     report: dict[str, Any] = {"environment": environment(), "families": {}}
@@ -254,7 +257,7 @@ def main() -> None:
             ]
             answers, status = generate(base, adapters, rows, options.new_tokens)
             extra = {"cold_start_s": status["start_s"], "runner": status["runner"]}
-            if family == options.families[0]:
+            if family == options.families[0] and not options.no_restart:
                 extra |= restart_and_stock(base, adapters, rows, answers, options.new_tokens)
             figures = [
                 compare(row, answer, base, adapters, options.tie_margin)
