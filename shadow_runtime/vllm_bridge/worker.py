@@ -72,7 +72,7 @@ class ShadowWorker(_PlatformWorker):
         """Begin to read an adapter off the step thread."""
         self._residency().stage(AdapterSource.from_uri(uri))
 
-    def shadow_find_stage_error(self, digest: str) -> tuple[str, str] | bool | None:
+    def shadow_find_stage_error(self, digest: str) -> tuple[str, str] | bool:
         """See `AdapterResidency.find_stage_error`."""
         return self._residency().find_stage_error(digest)
 

@@ -15,9 +15,10 @@ def test_the_tested_range_is_accepted(version: str) -> None:
     assert check_version(version) == version
 
 
-@pytest.mark.parametrize(
-    "version", ["0.31.9", "0.33.0", "0.3.2", "0.320.0", "1.32.0", "0", "", "dev", "0.33.0+0.32.0"]
-)
+OTHER = "0.31.9 0.33.0 0.3.2 0.320.0 1.32.0 0 dev 0.33.0+0.32.0 0.32.0rc1 0.33.0rc1 0.33.0.dev1"
+
+
+@pytest.mark.parametrize("version", ["", *OTHER.split()])
 def test_other_versions_are_refused_with_what_to_install(version: str) -> None:
     with pytest.raises(UnsupportedStackError) as caught:
         check_version(version)

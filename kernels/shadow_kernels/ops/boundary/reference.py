@@ -19,7 +19,7 @@ def boundary_reference(
     weights: BoundaryWeights,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return (hidden, state) after the boundary as new fp64 tensors of the same shapes; the arguments stay."""
-    new_hidden, new_state = hidden.double(), state.double()
+    new_hidden, new_state = hidden.double().clone(), state.double().clone()
     for token, slot in enumerate(adapter_slots[: len(hidden)].tolist()):
         if slot < 0:
             continue
