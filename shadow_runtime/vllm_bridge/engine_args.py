@@ -32,6 +32,9 @@ _REFUSED_ARGUMENTS = {
     "lora_modules": "LoRA modules are not served beside ShadowPEFT adapters; name adapters with --adapter",
     "speculative_config": "a draft model of a supported architecture would get a shadow path of its own",
     "enable_prompt_embeds": "a shadow backbone with its own embeddings needs token ids",
+    # The server and its workers would derive different backbones, and so digests, from two readings of the base.
+    "hf_overrides": "adapters are read against the base's config.json; change it there",
+    "hf_config_path": "adapters are read against the base's config.json; change it there",
     "enable_dbo": "the step's tokens are grouped by adapter once, not per micro-batch",
 }
 

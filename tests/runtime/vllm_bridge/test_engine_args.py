@@ -59,6 +59,8 @@ def test_the_workers_class_exists() -> None:
         ("speculative_config", {"method": "ngram"}),
         ("enable_prompt_embeds", True),
         ("enable_dbo", True),
+        ("hf_overrides", {"rope_theta": 1.0}),
+        ("hf_config_path", "/elsewhere"),
     ],
 )
 def test_contradicting_arguments_are_refused_by_name(
