@@ -18,10 +18,8 @@ from shadow_runtime.artifact.backbone_spec import (
     normalize_config,
     refuse_variants,
 )
-from shadow_runtime.artifact.directory import AdapterDirectory, open_trusted_file
 from shadow_runtime.artifact.field import ConfigFields
 from shadow_runtime.artifact.json_file import read_json_file
-from shadow_runtime.artifact.quote import quote
 from shadow_runtime.errors import (
     AdapterConfigError,
     AdapterFileError,
@@ -29,6 +27,8 @@ from shadow_runtime.errors import (
     AdapterMismatchError,
     UnsupportedStackError,
 )
+from shadow_runtime.quote import quote
+from shadow_runtime.store.directory import AdapterDirectory, open_trusted_file
 from shadow_runtime.types import AdapterLimits, BaseGeometry
 
 CONFIG_FILE = "config.json"

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from shadow_runtime.artifact.field import ConfigFields
-from shadow_runtime.artifact.quote import quote
 from shadow_runtime.errors import AdapterConfigError, UnsupportedStackError
+from shadow_runtime.quote import quote
 from shadow_runtime.types import Activation, BackboneSpec, BaseGeometry, MlpKind, NormKind
 
 if TYPE_CHECKING:

@@ -24,7 +24,6 @@ from shadow_runtime.artifact.backbone_config import (
 )
 from shadow_runtime.artifact.backbone_spec import FAMILIES, spec_from_config
 from shadow_runtime.artifact.boundary import dead_updates_dropped, pack_rows
-from shadow_runtime.artifact.directory import AdapterDirectory
 from shadow_runtime.artifact.field import ConfigFields
 from shadow_runtime.artifact.json_file import read_json_file
 from shadow_runtime.artifact.plan import (
@@ -35,7 +34,6 @@ from shadow_runtime.artifact.plan import (
     check_widths,
     get_entry,
 )
-from shadow_runtime.artifact.quote import quote, quote_first
 from shadow_runtime.artifact.tensor_file import TensorEntry
 from shadow_runtime.artifact.tensor_rule import backbone_rules, projection_rules
 from shadow_runtime.artifact.wrapped_layer import wrapped_layers
@@ -45,6 +43,8 @@ from shadow_runtime.errors import (
     AdapterMismatchError,
     AdapterTensorError,
 )
+from shadow_runtime.quote import quote, quote_first
+from shadow_runtime.store.directory import AdapterDirectory
 from shadow_runtime.types import AdapterLimits, BackboneSpec, BaseGeometry
 
 CONFIG_FILE = "adapter_config.json"

@@ -9,8 +9,8 @@ import math
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from shadow_runtime.artifact.quote import quote, quote_first
 from shadow_runtime.errors import AdapterConfigError
+from shadow_runtime.quote import quote, quote_first
 
 MAX_SIZE = 1 << 31
 """Above this no config integer is a size; the server's limits are checked afterwards."""

@@ -10,8 +10,8 @@ import math
 import os
 from typing import Any, NoReturn
 
-from shadow_runtime.artifact.quote import quote
 from shadow_runtime.errors import AdapterConfigError, AdapterError, AdapterFileError
+from shadow_runtime.quote import quote
 
 MAX_CONFIG_BYTES = 1 << 20
 _MAX_DEPTH = 12

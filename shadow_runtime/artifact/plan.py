@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 import torch
 
-from shadow_runtime.artifact.quote import quote, quote_first
 from shadow_runtime.artifact.tensor_file import TensorEntry
 from shadow_runtime.artifact.tensor_rule import TensorRule
 from shadow_runtime.errors import AdapterLimitError, AdapterMismatchError, AdapterTensorError
+from shadow_runtime.quote import quote, quote_first
 from shadow_runtime.types import (
     Activation,
     AdapterFormat,

@@ -13,10 +13,10 @@ import torch
 from shadow_runtime.artifact import dialect_paper, dialect_peft
 from shadow_runtime.artifact.canonical import CanonicalAdapter
 from shadow_runtime.artifact.digest import compute_digest
-from shadow_runtime.artifact.directory import AdapterDirectory
 from shadow_runtime.artifact.plan import AdapterPlan
 from shadow_runtime.artifact.tensor_file import TensorFile
 from shadow_runtime.errors import AdapterConfigError, AdapterFileError
+from shadow_runtime.store.directory import AdapterDirectory
 from shadow_runtime.types import AdapterLimits, AdapterManifest, BaseGeometry
 
 _DEFAULT_LIMITS = AdapterLimits()

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from shadow_runtime.artifact.json_file import parse_json_object
-from shadow_runtime.artifact.quote import quote
 from shadow_runtime.errors import AdapterFileError, AdapterTensorError
+from shadow_runtime.quote import quote
 from shadow_runtime.types import AdapterLimits
 
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

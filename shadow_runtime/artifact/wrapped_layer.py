@@ -8,8 +8,8 @@ from __future__ import annotations
 import re
 
 from shadow_runtime.artifact.field import ConfigFields
-from shadow_runtime.artifact.quote import quote
 from shadow_runtime.errors import AdapterConfigError
+from shadow_runtime.quote import quote
 
 _MAX_PATTERN = 256
 _MAX_QUANTIFIERS = 4

@@ -152,8 +152,8 @@ CASES: dict[str, Case] = {
     "100,000 tensors": Case(
         PAPER, set_header(lambda _: many_tensors(100_000)), AdapterFileError, "header"
     ),
-    "5,000 tensors": Case(
-        PAPER, set_header(lambda _: many_tensors(5_000)), AdapterFileError, "5000 tensors"
+    "9,000 tensors": Case(
+        PAPER, set_header(lambda _: many_tensors(9_000)), AdapterFileError, "9000 tensors"
     ),
     "overlapping offsets": Case(
         PAPER,

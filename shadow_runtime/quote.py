@@ -1,6 +1,6 @@
-"""How text from an adapter appears in an error message: short, printable, visibly quoted.
+"""How untrusted text appears in an error message: short, printable, visibly quoted.
 
-Runs in: API process | GPU worker.
+Runs in: API process | engine core | GPU worker. Imports neither torch nor vllm.
 """
 
 from __future__ import annotations

@@ -1,20 +1,22 @@
 """Opening the files of an adapter directory so that nothing but a regular file is ever read.
 
-Runs in: API process | GPU worker.
+Runs in: API process | GPU worker. Imports neither torch nor vllm.
 """
 
 from __future__ import annotations
 
+import itertools
 import os
 import stat
 from pathlib import Path
 from types import TracebackType
 
-from shadow_runtime.artifact.quote import quote
 from shadow_runtime.errors import AdapterFileError, AdapterNotFoundError
+from shadow_runtime.quote import quote
 
 # O_NONBLOCK: opening a FIFO must not wait for a writer. O_NOFOLLOW: a link may point out of the directory.
 _FILE_FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_MAX_ENTRIES = 10_000
 
 
 class AdapterDirectory:
@@ -54,6 +56,11 @@ class AdapterDirectory:
         except OSError:
             return False
         return True
+
+    def names(self) -> list[str]:
+        """Return what the directory holds, sorted; what is beyond the first 10,000 entries does not count."""
+        with os.scandir(self._descriptor) as entries:
+            return sorted(entry.name for entry in itertools.islice(entries, _MAX_ENTRIES))
 
     def open_file(self, name: str) -> int:
         """Return a descriptor that reads the regular file `name`; the caller closes it.

@@ -1,0 +1,16 @@
+"""Adapter files on disk, found by digest: what was validated is what is loaded.
+
+Runs in: API process (writes) | GPU worker (reads). Imports neither torch nor vllm.
+"""
+
+from shadow_runtime.store.staging import StagedArtifact
+from shadow_runtime.store.store import ArtifactStore, StoredArtifact
+from shadow_runtime.store.upload import UploadSession, UploadWriter
+
+__all__ = [
+    "ArtifactStore",
+    "StagedArtifact",
+    "StoredArtifact",
+    "UploadSession",
+    "UploadWriter",
+]

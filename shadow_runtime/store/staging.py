@@ -1,0 +1,106 @@
+"""A place of its own for one adapter's files until they are validated; gone without trace when they are not.
+
+Runs in: API process. Imports neither torch nor vllm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from shadow_runtime.store.disk import open_directory, storage_errors
+
+CopyProgress = Callable[[str, Mapping[str, Any]], None]
+"""Told (`reading`, {num_bytes, total_bytes}) after every piece that was copied."""
+
+_NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+class Staging:
+    """A new directory below `parent`, locked while this process uses it, so that no server collects it.
+
+    Raises:
+        StorageError: it cannot be made.
+    """
+
+    def __init__(self, parent: Path) -> None:
+        self.path = parent / uuid.uuid4().hex
+        with storage_errors("make a staging directory"):
+            os.mkdir(self.path, 0o700)
+            self._descriptor: int | None = open_directory(self.path)
+        # Where locks do not work (some network file systems) the age alone protects the directory.
+        with contextlib.suppress(OSError):
+            fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+
+    def create(self, name: str) -> int:
+        """Return a descriptor that writes the new file `name`."""
+        with storage_errors("make a file"):
+            return os.open(name, _NEW_FILE, 0o600, dir_fd=self._descriptor)
+
+    def let_go(self) -> None:
+        """Unlock without removing anything; the second call does nothing."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+    def remove(self) -> None:
+        """Remove the directory and unlock; what cannot be removed now is collected later."""
+        if self._descriptor is not None:
+            shutil.rmtree(self.path, ignore_errors=True)
+        self.let_go()
+
+
+@dataclass(slots=True, eq=False)
+class StagedArtifact:
+    """Copied files that nobody has looked into yet. Whoever holds it commits it or discards it.
+
+    Attributes:
+        path: directory with the adapter's files.
+        backbone_config: the operator's backbone config inside it, None without one.
+        num_bytes: of all files.
+        source: where they came from, one printable line for people.
+        staging: owns the directory.
+    """
+
+    path: Path
+    backbone_config: Path | None
+    num_bytes: int
+    source: str
+    staging: Staging = field(repr=False)
+
+    def discard(self) -> None:
+        """Remove the files; does nothing after a commit or a discard."""
+        self.staging.remove()
+
+
+def is_abandoned(path: Path, oldest_unix: float) -> bool:
+    """Return whether no process uses a staging directory and nothing in it changed since `oldest_unix`."""
+    descriptor = open_directory(path)
+    try:
+        return _is_unlocked(descriptor) and _changed_unix(descriptor) <= oldest_unix
+    finally:
+        os.close(descriptor)
+
+
+def _is_unlocked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        # See `Staging`: the age decides.
+        return True
+    return True
+
+
+def _changed_unix(descriptor: int) -> float:
+    with os.scandir(descriptor) as entries:
+        times = [entry.stat(follow_symlinks=False).st_mtime for entry in entries]
+    return max(times, default=os.fstat(descriptor).st_mtime)
