@@ -1,0 +1,17 @@
+"""How Alembic runs a step: on the connection, and in the transaction, that `upgrade` hands over.
+
+Runs in: API process, executed by Alembic.
+"""
+
+from alembic import context
+
+from shadow_runtime.catalog.schema import METADATA
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    # SQLite can undo a change of the schema too; Alembic assumes that it cannot.
+    transactional_ddl=True,
+)
+with context.begin_transaction():
+    context.run_migrations()
