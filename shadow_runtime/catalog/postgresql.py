@@ -38,14 +38,19 @@ _TRANSACTION = {
 }
 
 _REASONS = {
-    "28": "refuses the login",
-    "3D": "does not exist",
     "42": "does not allow what the registry does",
     "53": "is out of resources",
     "55": "is busy: another transaction holds a lock for too long",
     "57": "stopped the statement",
 }
-"""By class of SQLSTATE."""
+"""By class of SQLSTATE, which only statements have."""
+
+_LOGIN_SIGNS = {
+    "authentication failed": "refuses the login",
+    "no pg_hba.conf entry": "refuses the login",
+    "does not exist": "or its user does not exist",
+}
+"""By what a failed login says; another language only makes the message less precise."""
 
 
 class PostgresDatabase(Database):
@@ -86,6 +91,10 @@ class PostgresDatabase(Database):
     def _describe(self, error: Exception) -> str:
         # The driver's own text may quote the connection string.
         state = getattr(error, "sqlstate", None)
-        if state is None:
-            return f"cannot be reached ({type(error).__name__})"
-        return f"{_REASONS.get(state[:2], 'cannot be used')} (SQLSTATE {state})"
+        if state is not None:
+            return f"{_REASONS.get(state[:2], 'cannot be used')} (SQLSTATE {state})"
+        text = str(error)
+        for sign, reason in _LOGIN_SIGNS.items():
+            if sign in text:
+                return reason
+        return f"cannot be reached ({type(error).__name__})"

@@ -53,6 +53,24 @@ class PostgresServer:
         finally:
             self.execute(f"DROP DATABASE {name} WITH (FORCE)")
 
+    @contextmanager
+    def guarded_role(self, password: str) -> Iterator[str]:
+        """Make a role that must give its password, name it, and drop it with what it owns."""
+        name = f"guarded_{next(self._numbers)}"
+        rules = self.folder / "data/pg_hba.conf"
+        before = rules.read_text()
+        self.execute(f"CREATE ROLE {name} LOGIN PASSWORD '{password}'")
+        self.execute(f"GRANT CREATE ON SCHEMA public TO {name}")
+        rules.write_text(f"local all {name} scram-sha-256\n{before}")
+        self.execute("SELECT pg_reload_conf()")
+        try:
+            yield name
+        finally:
+            rules.write_text(before)
+            self.execute("SELECT pg_reload_conf()")
+            self.execute(f"DROP OWNED BY {name}")
+            self.execute(f"DROP ROLE {name}")
+
     def execute(self, statement: str, database: str = "postgres") -> list[tuple]:
         """Run a statement as the superuser; return its rows."""
         with psycopg.connect(self.url(database), autocommit=True) as connection:

@@ -5,6 +5,7 @@ Runs in: API process.
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 from alembic import command
@@ -14,6 +15,9 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection
 
 from shadow_runtime.errors import ConfigError
+
+# Alembic hands its context to `env.py` through one global.
+_ALEMBIC = threading.Lock()
 
 
 def upgrade(connection: Connection) -> None:
@@ -33,4 +37,5 @@ def upgrade(connection: Connection) -> None:
             f" this one knows schemas up to {steps.get_current_head()}"
         )
     if list(applied) != steps.get_heads():
-        command.upgrade(config, "head")
+        with _ALEMBIC:
+            command.upgrade(config, "head")
