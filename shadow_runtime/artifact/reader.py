@@ -5,8 +5,11 @@ Runs in: API process | GPU worker. Reads JSON and safetensors only; imports and 
 
 from __future__ import annotations
 
+import math
 import os
+from concurrent.futures import Executor
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +31,7 @@ def load_adapter(
     limits: AdapterLimits = _DEFAULT_LIMITS,
     *,
     backbone_config: Path | None = None,
+    threads: Executor | None = None,
 ) -> CanonicalAdapter:
     """Read, validate and canonicalise the adapter at `path`.
 
@@ -37,6 +41,7 @@ def load_adapter(
         limits: what the server allows; checked before anything is allocated.
         backbone_config: config file of an explicit shadow backbone, from the operator; None to look for
             config.json beside the adapter.
+        threads: read, check and hash tensors there at once; None does it in the calling thread.
 
     Returns: CPU tensors as stored, finite and contiguous, under the names of `canonical`.
 
@@ -57,8 +62,9 @@ def load_adapter(
             plan = dialect.plan(fields, directory, file.entries, base, limits, backbone_config)
             plan.check()
             head_notes = dialect_paper.read_heads(directory, limits) if is_paper else ()
-            tensors = _read_canonical(file, plan)
-        manifest = _manifest(plan, tensors, directory.path, backbone_config, head_notes)
+            tensors = _read_canonical(file, plan, threads)
+        digest = compute_digest(_maths(plan), tensors, threads)
+        manifest = _manifest(plan, digest, tensors, directory.path, backbone_config, head_notes)
     return CanonicalAdapter(manifest, tensors)
 
 
@@ -76,19 +82,17 @@ def _is_paper(directory: AdapterDirectory) -> bool:
     return is_paper
 
 
-def _read_canonical(file: TensorFile, plan: AdapterPlan) -> dict[str, torch.Tensor]:
-    tensors = {key: file.read(name) for key, name in plan.file_keys.items()}
-    return plan.build(tensors)
+def _read_canonical(
+    file: TensorFile, plan: AdapterPlan, threads: Executor | None
+) -> dict[str, torch.Tensor]:
+    # Large ones first, so that no thread is left with one at the end.
+    keys = sorted(plan.file_keys, key=lambda key: -math.prod(plan.entries[key].shape))
+    read = (map if threads is None else threads.map)(file.read, [plan.file_keys[k] for k in keys])
+    return plan.build(dict(zip(keys, read, strict=True)))
 
 
-def _manifest(
-    plan: AdapterPlan,
-    tensors: dict[str, torch.Tensor],
-    path: Path,
-    backbone_config: Path | None,
-    head_notes: tuple[str, ...],
-) -> AdapterManifest:
-    maths = {
+def _maths(plan: AdapterPlan) -> dict[str, Any]:
+    return {
         "scale": plan.scale,
         "activation": plan.activation,
         "has_norm": plan.has_norm,
@@ -97,8 +101,18 @@ def _manifest(
         "updates": plan.updates,
         "backbone": plan.backbone.to_dict(),
     }
+
+
+def _manifest(
+    plan: AdapterPlan,
+    digest: str,
+    tensors: dict[str, torch.Tensor],
+    path: Path,
+    backbone_config: Path | None,
+    head_notes: tuple[str, ...],
+) -> AdapterManifest:
     return AdapterManifest(
-        digest=compute_digest(maths, tensors),
+        digest=digest,
         format=plan.format,
         path=str(path),
         backbone_config=None if backbone_config is None else os.path.abspath(backbone_config),

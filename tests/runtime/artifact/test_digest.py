@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import subprocess
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +20,8 @@ from shadow_runtime.artifact import load_adapter
 from shadow_runtime.artifact.digest import compute_digest
 from shadow_runtime.types import BaseGeometry
 
-GOLDEN = "sha256:f15490d1a7e90b3e3a6eaf6d2437802b7521ae7aefe1db18f5dd11a658660fe4"
+# Changed with version 2 of the hashed form, in which tensors enter as the hashes of their pieces.
+GOLDEN = "sha256:cd3f9c4fa13acbd4f0ea0cd621d3ffef34ef7750f6dcb5e404300068cab94410"
 
 
 def tensors() -> dict[str, torch.Tensor]:
@@ -32,6 +36,43 @@ CONFIG = {"scale": 0.1, "injects": (False, True), "backbone": {"rope": None, "he
 
 def test_golden_value() -> None:
     assert compute_digest(CONFIG, tensors()) == GOLDEN
+
+
+def by_hand(config: dict[str, Any], tensors: dict[str, torch.Tensor]) -> str:
+    """Return the digest as its documentation says, written a second time."""
+
+    def line(value: Any) -> bytes:
+        return json.dumps(value, sort_keys=True, separators=(",", ":")).encode() + b"\n"
+
+    names = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+    hashed = b"shadow adapter v2\n" + line(config)
+    for name, tensor in sorted(tensors.items()):
+        hashed += line([name, names[tensor.dtype], list(tensor.shape)])
+        data = bytes(tensor.contiguous().view(torch.uint8).flatten().tolist())
+        for begin in range(0, len(data), 4 * 1024 * 1024):
+            hashed += hashlib.sha256(data[begin : begin + 4 * 1024 * 1024]).digest()
+    return "sha256:" + hashlib.sha256(hashed).hexdigest()
+
+
+@pytest.mark.parametrize("num_threads", [0, 1, 3])
+@pytest.mark.parametrize("num_elements", [1, (1 << 20) - 1, 1 << 20, (1 << 20) + 1])
+def test_large_tensors_are_hashed_in_pieces_by_any_number_of_threads(
+    num_elements: int, num_threads: int
+) -> None:
+    generator = torch.Generator().manual_seed(num_elements)
+    large = {"large": torch.randn(num_elements, generator=generator)}
+    with ThreadPoolExecutor(max(num_threads, 1)) as threads:
+        digest = compute_digest(CONFIG, tensors() | large, threads if num_threads else None)
+    assert digest == by_hand(CONFIG, tensors() | large)
+
+
+def test_reading_in_threads_changes_nothing(originals: Path, geometry: BaseGeometry) -> None:
+    alone = load_adapter(originals / "paper_implicit", geometry)
+    with ThreadPoolExecutor(3) as threads:
+        together = load_adapter(originals / "paper_implicit", geometry, threads=threads)
+    assert together.manifest == alone.manifest
+    assert together.tensors.keys() == alone.tensors.keys()
+    assert all(torch.equal(together.tensors[k], v) for k, v in alone.tensors.items())
 
 
 def test_order_of_keys_does_not_matter() -> None:
