@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 
 from shadow_runtime.errors import AdapterConfigError, AdapterError, AdapterFileError
 from shadow_runtime.quote import quote
+from shadow_runtime.store.budget import MAX_CONFIG_BYTES
 
-MAX_CONFIG_BYTES = 1 << 20
 _MAX_DEPTH = 12
 _MAX_DIGITS = 32
 _NOT_BRACKETS = bytes(set(range(256)) - set(b"[]{}"))

@@ -59,12 +59,10 @@ class TensorFile:
         self._descriptor = descriptor
         self._name = name
         try:
-            num_bytes = os.fstat(descriptor).st_size
-            header = self._read_header(num_bytes, limits)
-            self._data_start = _LENGTH_BYTES + len(header)
-            self.entries: Mapping[str, TensorEntry] = MappingProxyType(
-                _parse_header(header, name, limits.max_tensors, num_bytes - self._data_start)
-            )
+            fields, self._data_start, num_bytes = _read_fields(descriptor, name, limits)
+            entries = {key: _parse_entry(key, value) for key, value in fields.items()}
+            _check_coverage(entries, name, num_bytes - self._data_start)
+            self.entries: Mapping[str, TensorEntry] = MappingProxyType(entries)
         except BaseException:
             os.close(descriptor)
             raise
@@ -94,45 +92,31 @@ class TensorFile:
             raise AdapterTensorError(f"tensor {quote(key)} holds NaN or Inf")
         return tensor
 
-    def _read_bytes(self, length: int, position: int) -> bytes:
-        buffer = bytearray(length)
-        count = self._read_part(memoryview(buffer), position)
-        return bytes(buffer[:count])
-
     def _read_into(self, buffer: memoryview, begin: int) -> None:
         done = 0
         while done < len(buffer):
             part = buffer[done : done + _READ_BYTES]
-            count = self._read_part(part, self._data_start + begin + done)
+            count = _read_part(self._descriptor, self._name, part, self._data_start + begin + done)
             if count == 0:
                 raise AdapterFileError(f"{quote(self._name)} became shorter while it was read")
             done += count
 
-    def _read_part(self, buffer: memoryview, position: int) -> int:
-        try:
-            return os.preadv(self._descriptor, [buffer], position)
-        except OSError as error:
-            raise AdapterFileError(
-                f"{quote(self._name)} cannot be read: {error.strerror}"
-            ) from None
 
-    def _read_header(self, num_bytes: int, limits: AdapterLimits) -> bytes:
-        name = quote(self._name)
-        if num_bytes > limits.max_file_bytes:
-            raise AdapterFileError(
-                f"{name} has {num_bytes} bytes, over the limit of {limits.max_file_bytes}"
-            )
-        length = int.from_bytes(self._read_bytes(_LENGTH_BYTES, 0), "little")
-        if num_bytes < _LENGTH_BYTES or length > num_bytes - _LENGTH_BYTES:
-            raise AdapterFileError(f"{name} is truncated or not a safetensors file")
-        if length > limits.max_header_bytes:
-            raise AdapterFileError(
-                f"{name} has a header of {length} bytes, over the limit of {limits.max_header_bytes}"
-            )
-        header = self._read_bytes(length, _LENGTH_BYTES)
-        if not header.startswith(b"{"):
-            raise AdapterFileError(f"{name} is truncated or not a safetensors file")
-        return header
+def read_header_fields(descriptor: int, name: str, limits: AdapterLimits) -> dict[str, Any]:
+    """Read the header of a safetensors file and close `descriptor`; the entries are as the file has them.
+
+    Args:
+        descriptor: of a regular file.
+        name: of the file, for messages.
+        limits: caps on file, header and number of tensors.
+
+    Raises:
+        AdapterFileError: truncated, oversized, or not one JSON object within the caps.
+    """
+    try:
+        return _read_fields(descriptor, name, limits)[0]
+    finally:
+        os.close(descriptor)
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
@@ -150,20 +134,56 @@ def tensor_bytes(tensor: torch.Tensor) -> memoryview:
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 
-def _parse_header(
-    header: bytes, name: str, max_tensors: int, data_bytes: int
-) -> dict[str, TensorEntry]:
+def _read_fields(
+    descriptor: int, name: str, limits: AdapterLimits
+) -> tuple[dict[str, Any], int, int]:
+    """Return the header's entries, where the data starts, and the file's size."""
+    num_bytes = os.fstat(descriptor).st_size
+    header = _read_header(descriptor, name, num_bytes, limits)
     fields = parse_json_object(header, f"the header of {name}", AdapterFileError)
     metadata = fields.pop("__metadata__", None)
-    if metadata is not None and not isinstance(metadata, dict):
-        raise AdapterFileError(f"the metadata of {quote(name)} is not an object")
-    if len(fields) > max_tensors:
+    if metadata is not None and not _is_metadata(metadata):
+        raise AdapterFileError(f"the metadata of {quote(name)} is not an object of strings")
+    if len(fields) > limits.max_tensors:
         raise AdapterFileError(
-            f"{quote(name)} lists {len(fields)} tensors, over the limit of {max_tensors}"
+            f"{quote(name)} lists {len(fields)} tensors, over the limit of {limits.max_tensors}"
         )
-    entries = {key: _parse_entry(key, value) for key, value in fields.items()}
-    _check_coverage(entries, name, data_bytes)
-    return entries
+    return fields, _LENGTH_BYTES + len(header), num_bytes
+
+
+def _is_metadata(value: object) -> bool:
+    return isinstance(value, dict) and all(type(text) is str for text in value.values())
+
+
+def _read_header(descriptor: int, name: str, num_bytes: int, limits: AdapterLimits) -> bytes:
+    if num_bytes > limits.max_file_bytes:
+        raise AdapterFileError(
+            f"{quote(name)} has {num_bytes} bytes, over the limit of {limits.max_file_bytes}"
+        )
+    length = int.from_bytes(_read_bytes(descriptor, name, _LENGTH_BYTES, 0), "little")
+    if num_bytes < _LENGTH_BYTES or length > num_bytes - _LENGTH_BYTES:
+        raise AdapterFileError(f"{quote(name)} is truncated or not a safetensors file")
+    if length > limits.max_header_bytes:
+        raise AdapterFileError(
+            f"{quote(name)} has a header of {length} bytes, over the limit of {limits.max_header_bytes}"
+        )
+    header = _read_bytes(descriptor, name, length, _LENGTH_BYTES)
+    if not header.startswith(b"{"):
+        raise AdapterFileError(f"{quote(name)} is truncated or not a safetensors file")
+    return header
+
+
+def _read_bytes(descriptor: int, name: str, length: int, position: int) -> bytes:
+    buffer = bytearray(length)
+    count = _read_part(descriptor, name, memoryview(buffer), position)
+    return bytes(buffer[:count])
+
+
+def _read_part(descriptor: int, name: str, buffer: memoryview, position: int) -> int:
+    try:
+        return os.preadv(descriptor, [buffer], position)
+    except OSError as error:
+        raise AdapterFileError(f"{quote(name)} cannot be read: {error.strerror}") from None
 
 
 def _parse_entry(key: str, value: object) -> TensorEntry:

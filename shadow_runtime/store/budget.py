@@ -26,8 +26,10 @@ ADAPTER_FILES = (
 BACKBONE_FILE = "backbone_config.json"
 """How the store calls the backbone config that an operator gave beside the adapter."""
 
-MAX_JSON_BYTES = 1 << 20
-_SPARE_BYTES = 4 * MAX_JSON_BYTES
+MAX_CONFIG_BYTES = 1 << 20
+"""Of one JSON file."""
+
+_SPARE_BYTES = 4 * MAX_CONFIG_BYTES
 _PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
 
@@ -76,7 +78,7 @@ class ByteBudget:
 
     def check_file_bytes(self, name: str, num_bytes: int) -> None:
         """Raise `AdapterFileError` where a file is larger than one of its kind may be."""
-        limit = MAX_JSON_BYTES if name.endswith(".json") else self._max_file_bytes
+        limit = MAX_CONFIG_BYTES if name.endswith(".json") else self._max_file_bytes
         if num_bytes > limit:
             raise AdapterFileError(
                 f"{quote(name)} has {num_bytes} bytes, over the limit of {limit}"

@@ -8,20 +8,17 @@ from pathlib import Path
 import pytest
 from transformers import AutoConfig
 
-from reference_adapters import build_adapter, build_base, copy_adapter
+from malicious_adapter import build_originals
+from reference_adapters import copy_adapter
 from shadow_runtime.artifact import base_geometry
 from shadow_runtime.types import BaseGeometry
-
-KINDS = ("paper_implicit", "paper_explicit", "peft_mirror", "peft_explicit")
 
 
 @pytest.fixture(scope="session")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a directory with a Llama base and an adapter of each of `KINDS`."""
+    """Return a directory with a Llama base and a sound adapter of each kind."""
     root = tmp_path_factory.mktemp("originals")
-    build_base("llama", root / "base", seed=3)
-    for kind in KINDS:
-        build_adapter(kind, root / "base", root / kind, seed=5)
+    build_originals(root)
     return root
 
 
