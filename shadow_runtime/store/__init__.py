@@ -3,12 +3,14 @@
 Runs in: API process (writes) | GPU worker (reads). Imports neither torch nor vllm.
 """
 
+from shadow_runtime.store.hub import HubSource
 from shadow_runtime.store.staging import StagedArtifact
 from shadow_runtime.store.store import ArtifactStore, StoredArtifact
 from shadow_runtime.store.upload import UploadSession, UploadWriter
 
 __all__ = [
     "ArtifactStore",
+    "HubSource",
     "StagedArtifact",
     "StoredArtifact",
     "UploadSession",

@@ -5,7 +5,7 @@ Runs in: API process. Imports neither torch nor vllm.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from pathlib import PurePath
 
 from shadow_runtime.errors import AdapterFileError, AdapterLimitError
@@ -29,6 +29,9 @@ BACKBONE_FILE = "backbone_config.json"
 MAX_CONFIG_BYTES = 1 << 20
 """Of one JSON file."""
 
+# A trainer's directory may hold the base's weights under this name; it counts only where nothing else can.
+_TRAINER_FILE = "model.safetensors"
+_OWN_TENSOR_FILES = frozenset({"adapter_model.safetensors", "shadow_adapter.safetensors"})
 _SPARE_BYTES = 4 * MAX_CONFIG_BYTES
 _PICKLES = frozenset({".bin", ".ckpt", ".pickle", ".pkl", ".pt", ".pth"})
 
@@ -92,6 +95,13 @@ class ByteBudget:
                 f"the adapter's files have over {limit} bytes together, which is the server's limit"
             )
         self._num_bytes += num_bytes
+
+
+def needed_files(names: Iterable[str]) -> list[str]:
+    """Return which of the files that are there would be read."""
+    present = list(names)
+    has_own = not _OWN_TENSOR_FILES.isdisjoint(present)
+    return [name for name in present if name != _TRAINER_FILE or not has_own]
 
 
 def is_pickle(name: str) -> bool:

@@ -20,7 +20,7 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +31,7 @@ from shadow_runtime.store.budget import (
     BACKBONE_FILE,
     ByteBudget,
     is_pickle,
+    needed_files,
     pickle_message,
 )
 from shadow_runtime.store.directory import AdapterDirectory, open_trusted_file
@@ -42,9 +43,6 @@ from shadow_runtime.types import AdapterLimits
 _DIGEST = re.compile(r"sha256:([0-9a-f]{64})")
 _DIGEST_PREFIX = "sha256:"
 _CONFIG_FILE = "config.json"
-# A trainer's directory may hold the base's weights under this name; it counts only where nothing else can.
-_TRAINER_FILE = "model.safetensors"
-_OWN_TENSOR_FILES = ("shadow_adapter.safetensors", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,6 +146,18 @@ class ArtifactStore:
         """Return a session that takes an adapter's files piece by piece; raises StorageError."""
         return UploadSession(Staging(self._staging), self._budget())
 
+    def check_sizes(self, sizes: Mapping[str, int]) -> None:
+        """Raise as staging would for files of these names and bytes, before any of them is read.
+
+        Raises:
+            AdapterFileError, AdapterLimitError: see `stage_directory`.
+        """
+        budget = self._budget()
+        for name, num_bytes in sizes.items():
+            budget.add_file(name)
+            budget.check_file_bytes(name, num_bytes)
+            budget.spend(num_bytes)
+
     def commit(self, staged: StagedArtifact, digest: str) -> StoredArtifact:
         """Keep staged files under their digest; when this returns they survive a crash.
 
@@ -212,9 +222,7 @@ class ArtifactStore:
     def _open_files(
         self, directory: AdapterDirectory, budget: ByteBudget, opened: contextlib.ExitStack
     ) -> list[_SourceFile]:
-        names = [name for name in self._file_names if directory.has(name)]
-        if _TRAINER_FILE in names and any(name in names for name in _OWN_TENSOR_FILES):
-            names.remove(_TRAINER_FILE)
+        names = needed_files(name for name in self._file_names if directory.has(name))
         pickles = [name for name in directory.names() if is_pickle(name)]
         if pickles and not any(name.endswith(".safetensors") for name in names):
             raise AdapterFileError(pickle_message(min(pickles)))
