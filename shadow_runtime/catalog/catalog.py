@@ -248,13 +248,12 @@ def _rollback_target(record: AdapterRecord, version: int | None) -> VersionRecor
             if known.version == version:
                 return known
         raise AdapterNotFoundError(f"The adapter '{record.name.display}' has no version {version}.")
-    digest = _current(record).digest
-    for known in reversed(record.versions):
-        if known.version < record.current and known.digest != digest:
-            return known
-    raise AdapterNotFoundError(
-        f"The adapter '{record.name.display}' has no earlier version with other bytes."
-    )
+    # Neighbours never have the same bytes: neither a publish nor a rollback makes such a version.
+    if len(record.versions) < 2:
+        raise AdapterNotFoundError(
+            f"The adapter '{record.name.display}' has no earlier version with other bytes."
+        )
+    return record.versions[-2]
 
 
 def _check_quota(

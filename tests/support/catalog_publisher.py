@@ -34,17 +34,22 @@ def publish_from_processes(url: str, num_processes: int, count: int) -> list[lis
         )
         for n in range(num_processes)
     ]
-    for process in processes:
-        assert process.stdout.readline() == "ready\n"
-    for process in processes:
-        process.stdin.close()
-    return [_result(process) for process in processes]
+    try:
+        for process in processes:
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            process.stdin.close()
+        return [_result(process) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.stdout.close()
+            process.wait()
 
 
 def _result(process: subprocess.Popen[str]) -> list[int]:
-    with process:
-        text = process.stdout.read()
-        assert process.wait(timeout=120) == 0
+    text = process.stdout.read()
+    assert process.wait(timeout=120) == 0
     return json.loads(text)
 
 

@@ -10,8 +10,6 @@ from shadow_runtime.catalog.schema import METADATA
 context.configure(
     connection=context.config.attributes["connection"],
     target_metadata=METADATA,
-    # SQLite can undo a change of the schema too; Alembic assumes that it cannot.
-    transactional_ddl=True,
 )
 with context.begin_transaction():
     context.run_migrations()

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import make_url
@@ -39,8 +40,8 @@ NUM_ROUNDS = 12
 KILLS_PER_ROUND = 9
 """Each round begins with an empty database, whose making is interrupted too; 108 kills on each kind."""
 
-MAX_LIFE_SECONDS = 0.06
-MAX_OPENING_SECONDS = 0.12
+MAX_WATCHED = 4
+"""Changes that a victim may acknowledge before the random moment, which is within the next one."""
 
 
 @dataclass
@@ -54,16 +55,23 @@ class Scene:
     model: CatalogModel = field(default_factory=CatalogModel)
     pending: Operation | None = None
     counts: Counter[str] = field(default_factory=Counter)
+    opening_seconds: float = 0.1
+    change_seconds: float = 0.0
 
     def kill_one(self, warm: WarmProcess, rng: random.Random, *, while_opening: bool) -> None:
         """Start a victim, kill it at a random moment, and follow what it said until then."""
         pid = warm.start(rng.getrandbits(32), self.url, self.store, self.sources)
+        started = time.monotonic()
         if not while_opening:
             assert warm.read() == ["open"]
-        time.sleep(rng.uniform(0, MAX_OPENING_SECONDS if while_opening else MAX_LIFE_SECONDS))
+            self.opening_seconds = time.monotonic() - started
+            self._watch(warm, rng.randint(1, MAX_WATCHED))
+        time.sleep(rng.uniform(0, self.opening_seconds if while_opening else self.change_seconds))
         os.kill(pid, signal.SIGKILL)
         self.counts["kills"] += 1
-        self._follow(warm)
+        while (line := warm.read())[0] != "dead":
+            self._follow(line)
+        assert line == ["dead", signal.SIGKILL]
 
     def check(self) -> None:
         """Open what the victim left and compare it with the model."""
@@ -78,16 +86,22 @@ class Scene:
         finally:
             catalog.close()
 
-    def _follow(self, warm: WarmProcess) -> None:
-        while (line := warm.read())[0] != "dead":
-            match line:
-                case ["try", [verb, name, argument]]:
-                    self.pending = (verb, name, argument)
-                case ["done", answer]:
-                    assert self.model.apply(self.pending) == answer, self.pending
-                    self.counts["acknowledged"] += 1
-                    self.pending = None
-        assert line == ["dead", signal.SIGKILL]
+    def _watch(self, warm: WarmProcess, num_changes: int) -> None:
+        """Let the victim go on for some changes, and note how long one takes on this machine."""
+        started = time.monotonic()
+        enough = self.counts["acknowledged"] + num_changes
+        while self.counts["acknowledged"] < enough:
+            self._follow(warm.read())
+        self.change_seconds = (time.monotonic() - started) / num_changes
+
+    def _follow(self, line: list[Any]) -> None:
+        match line:
+            case ["try", [verb, name, argument]]:
+                self.pending = (verb, name, argument)
+            case ["done", answer]:
+                assert self.model.apply(self.pending) == answer, self.pending
+                self.counts["acknowledged"] += 1
+                self.pending = None
 
     def _settle(self, found: dict) -> None:
         if self.pending is None:

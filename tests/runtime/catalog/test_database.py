@@ -176,6 +176,21 @@ def test_transaction_that_idles_is_ended_by_the_server(postgres_url, monkeypatch
     there.close()
 
 
+def test_transactions_are_bounded_and_durable(postgres_url):
+    names = (
+        "lock_timeout",
+        "statement_timeout",
+        "idle_in_transaction_session_timeout",
+        "synchronous_commit",
+    )
+    catalog = Catalog.open(postgres_url, BASE)
+    with catalog._database.write() as connection:
+        values = [connection.exec_driver_sql(f"SHOW {name}").scalar_one() for name in names]
+    catalog.close()
+
+    assert values == ["10s", "15s", "15s", "on"]
+
+
 def test_lost_connections_are_replaced(postgres_server, postgres_url):
     catalog = Catalog.open(postgres_url, BASE)
     catalog.publish(SUPPORT, make_artifact(1), source="x")

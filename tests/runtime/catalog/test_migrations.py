@@ -1,6 +1,7 @@
 """A database comes to the newest schema when it is opened, and only the right one is opened."""
 
 from concurrent.futures import ThreadPoolExecutor
+from fcntl import LOCK_EX, LOCK_UN, flock
 
 import pytest
 from alembic.autogenerate import compare_metadata
@@ -102,6 +103,18 @@ def test_servers_of_two_bases_that_start_at_once_do_not_share(database_url):
     for catalog in results:
         if isinstance(catalog, Catalog):
             catalog.close()
+
+
+def test_new_file_is_not_touched_while_another_server_makes_it(tmp_path):
+    with (tmp_path / "registry.db.lock").open("w") as lock, ThreadPoolExecutor(1) as pool:
+        flock(lock, LOCK_EX)
+        opening = pool.submit(Catalog.open, f"sqlite:///{tmp_path}/registry.db", BASE)
+        with pytest.raises(TimeoutError):
+            opening.result(timeout=0.3)
+        assert not (tmp_path / "registry.db").exists()
+
+        flock(lock, LOCK_UN)
+        opening.result(timeout=30).close()
 
 
 def test_databases_that_are_opened_at_once_do_not_mix(tmp_path):

@@ -8,7 +8,7 @@ import pytest
 
 from catalog_model import make_artifact
 from catalog_publisher import NAME, publish_from_processes, publish_many
-from shadow_runtime.catalog import CatalogQuota, CatalogUsage
+from shadow_runtime.catalog import CatalogQuota, CatalogUsage, reader
 from shadow_runtime.errors import QuotaError
 from shadow_runtime.types import AdapterName
 
@@ -106,9 +106,11 @@ def test_reader_never_misses_a_change(replicas):
 
     with ThreadPoolExecutor(len(names) + 1) as pool:
         follower = pool.submit(follow)
-        for writer in [pool.submit(write, name) for name in names]:
-            writer.result()
-        done.set()
+        try:
+            for writer in [pool.submit(write, name) for name in names]:
+                writer.result()
+        finally:
+            done.set()
         follower.result()
 
     assert seen == {record.name.name: record for record in here.changes_since(0).adapters}
@@ -129,6 +131,16 @@ def test_concurrent_publishes_do_not_pass_a_quota_together(replicas, quota):
 
     assert sum(passed) == 3
     assert replicas[0].usage("acme") == CatalogUsage(num_adapters=3, stored_bytes=300)
+
+
+def test_reader_sees_one_state(replicas):
+    here, there = replicas
+    publish(here, "a", 1)
+    with here._database.read() as connection:
+        revision = reader.read_revision(connection)
+        publish(there, "a", 2)
+
+        assert [r.current for r in reader.read_changed(connection, 0)] == [revision] == [1]
 
 
 def test_reader_does_not_wait_for_a_writer(catalog, open_catalog):
