@@ -182,7 +182,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 @pytest.fixture(scope="session")
 def postgres_server() -> Iterator[PostgresServer]:
     """Run one server for the whole session; it does not wait for disks."""
-    with running_postgres("fsync=off", "full_page_writes=off") as server:
+    with running_postgres("fsync=off", "full_page_writes=off", "autovacuum=off") as server:
         yield server
 
 
