@@ -53,12 +53,20 @@ class ShadowConfig:
         max_injection_rank: widest injection bottleneck (R) that a slot holds. Range 1 to 64.
         max_gate_size: widest gate and transform bottleneck (G) that a slot holds. Range 1 to 64.
         max_host_adapters: adapters kept in host memory, resident ones included.
+        max_pinned_adapters: slots of every class beyond those that a step may mix, so that pinned adapters never take
+            a slot from one that is admitted. Range 0 or more.
+        max_adapter_wait_seconds: how long a request waits for its adapter's turn in a slot while slots turn over.
+        adapter_quantum_tokens: tokens that an adapter is served before another that waits for a slot gets its turn,
+            times the tenant's weight.
     """
 
     slot_classes: tuple[SlotClass, ...]
     max_injection_rank: int = 16
     max_gate_size: int = 16
     max_host_adapters: int = 256
+    max_pinned_adapters: int = 0
+    max_adapter_wait_seconds: float = 5.0
+    adapter_quantum_tokens: int = 1024
     limits: AdapterLimits = field(default_factory=AdapterLimits)
 
     def __post_init__(self) -> None:
@@ -68,10 +76,16 @@ class ShadowConfig:
             value = getattr(self, name)
             if not 1 <= value <= 64:
                 raise ConfigError(f"{name} must be 1 to 64, got {value}")
-        if self.max_host_adapters < self.max_resident_adapters:
+        if not 0 <= self.max_pinned_adapters < min(c.num_slots for c in self.slot_classes):
+            raise ConfigError(
+                f"max_pinned_adapters must leave a slot in every class, got {self.max_pinned_adapters}"
+            )
+        if not self.max_adapter_wait_seconds > 0 or self.adapter_quantum_tokens < 1:
+            raise ConfigError("max_adapter_wait_seconds and adapter_quantum_tokens must be positive")
+        if self.max_host_adapters < self.max_resident_adapters + self.max_pinned_adapters:
             raise ConfigError(
                 f"max_host_adapters ({self.max_host_adapters}) must be at least the "
-                f"{self.max_resident_adapters} resident adapters of one class"
+                f"{self.max_resident_adapters + self.max_pinned_adapters} resident adapters of one class"
             )
         _check_shared_cache(self.slot_classes)
 
@@ -82,8 +96,8 @@ class ShadowConfig:
 
     @property
     def max_resident_adapters(self) -> int:
-        """Distinct adapters that one step may mix: any such mix fits, whatever classes they are of."""
-        return min(c.num_slots for c in self.slot_classes)
+        """Distinct adapters that one step may mix: any such mix fits, whatever classes and pins there are."""
+        return min(c.num_slots for c in self.slot_classes) - self.max_pinned_adapters
 
     def first_slot(self, class_index: int) -> int:
         """Return the first slot number of a class; its slots are consecutive."""

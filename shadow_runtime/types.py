@@ -122,7 +122,32 @@ class AdapterLimits:
     max_heads: int = 256
     max_file_bytes: int = 4 << 30
     max_header_bytes: int = 1 << 20
-    max_tensors: int = 4096
+    max_tensors: int = 8192
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class AdapterName:
+    """An adapter's name: a tenant's own short name. `str()` gives the full one, `tenant/name`.
+
+    Attributes:
+        tenant: owner, 1 to 63 of `a-z0-9-`, the first a letter or digit.
+        name: 1 to 128 of `A-Za-z0-9._-`, the first a letter or digit.
+    """
+
+    tenant: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.tenant}/{self.name}"
+
+    @property
+    def display(self) -> str:
+        """The name that answers, logs and metrics show: the short one for the default tenant, else the full one."""
+        return self.name if self.tenant == DEFAULT_TENANT else str(self)
+
+
+DEFAULT_TENANT = "default"
+"""Owner of every adapter of a server without tenants."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,3 +189,81 @@ class AdapterManifest:
     num_parameters: int
     tensor_bytes: int
     notes: tuple[str, ...] = ()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return a JSON-able dict; `from_dict` is its inverse."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> AdapterManifest:
+        """Rebuild a manifest from `to_dict` output, also after a trip through JSON."""
+        fields = dict(data)
+        fields["backbone"] = BackboneSpec.from_dict(fields["backbone"])
+        for name in ("injects", "updates", "notes"):
+            fields[name] = tuple(fields[name])
+        return cls(**fields)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorReport:
+    """One tensor of a checkpoint, as a validation report shows it.
+
+    Attributes:
+        name: key in the file.
+        dtype: safetensors spelling, `BF16` say.
+        shape: sizes.
+        num_bytes: bytes in the file.
+        is_finite: no NaN and no Inf; None when it was not read.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    num_bytes: int
+    is_finite: bool | None
+
+
+@dataclass(frozen=True, slots=True)
+class ValidationReport:
+    """Everything that is known about a checkpoint after a validation that changed nothing.
+
+    Attributes:
+        manifest: what the adapter is; None when it is not valid.
+        error_code, error_message: why it is not, both None when it is.
+        tensors: of the weight file, as far as its header could be read.
+        slot_class: name of the slot class that it would live in, None when it fits none.
+        slot_bytes: device memory that it takes in its slot class.
+        base_fingerprint: of the base model that it was checked against (`sha256:<hex>`).
+        seconds: how long the validation took.
+    """
+
+    manifest: AdapterManifest | None
+    error_code: str | None
+    error_message: str | None
+    tensors: tuple[TensorReport, ...]
+    slot_class: str | None
+    slot_bytes: int | None
+    base_fingerprint: str
+    seconds: float
+
+    @property
+    def is_valid(self) -> bool:
+        """Whether the adapter can be served."""
+        return self.manifest is not None and self.error_code is None
+
+
+@dataclass(frozen=True, slots=True)
+class RequestTag:
+    """What travels with a generation request through the engine, beside its body.
+
+    Attributes:
+        tag: unique to the request; the engine reports its token usage under it.
+        tenant: who asks.
+        weight: the tenant's share of contended slots, over 0.
+        cache_salt: keeps the tenant's cached prefixes apart from others'; None on a server without tenants.
+    """
+
+    tag: str
+    tenant: str = DEFAULT_TENANT
+    weight: float = 1.0
+    cache_salt: str | None = None
