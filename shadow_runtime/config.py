@@ -81,7 +81,9 @@ class ShadowConfig:
                 f"max_pinned_adapters must leave a slot in every class, got {self.max_pinned_adapters}"
             )
         if not self.max_adapter_wait_seconds > 0 or self.adapter_quantum_tokens < 1:
-            raise ConfigError("max_adapter_wait_seconds and adapter_quantum_tokens must be positive")
+            raise ConfigError(
+                "max_adapter_wait_seconds and adapter_quantum_tokens must be positive"
+            )
         if self.max_host_adapters < self.max_resident_adapters + self.max_pinned_adapters:
             raise ConfigError(
                 f"max_host_adapters ({self.max_host_adapters}) must be at least the "

@@ -9,9 +9,17 @@ Runs in: API process | engine core | GPU worker. Imports neither torch nor vllm.
     │   ├── AdapterTensorError        adapter_tensor_invalid: missing or unknown key, wrong shape or dtype, NaN or Inf
     │   ├── AdapterMismatchError      adapter_base_mismatch: made for another base model
     │   └── AdapterLimitError         adapter_over_limit: over a server limit or outside every slot class
-    ├── AdapterNotFoundError          adapter_not_found: no such path or name; 404
+    ├── AdapterNotFoundError          adapter_not_found: no such path, name or version; 404
     ├── AdapterExistsError            adapter_exists: the name is taken by other bytes; 409
-    ├── CapacityError                 adapter_capacity: the host tier is full; 507
+    ├── AdapterLoadingError           adapter_loading: not resident within the wait; 503, try again
+    ├── AdapterFailedError            adapter_failed: registered, but the engine could not load it; 503, try again
+    ├── SourceForbiddenError          adapter_source_forbidden: the operator has not allowed this source; 403
+    ├── SourceUnavailableError        adapter_source_unavailable: the hub cannot be reached or fails; 503, retry
+    ├── QuotaError                    insufficient_quota: the tenant's adapters, bytes or pins are used up; 429
+    ├── CapacityError                 adapter_capacity: every place is leased or pinned; 507
+    ├── StorageError                  storage_unavailable: the adapter store cannot be read or written; 507
+    ├── SandboxError                  sandbox_unavailable: the process that validates adapters cannot run; 503, retry
+    ├── CatalogError                  catalog_unavailable: the registry's database cannot be reached; 503, try again
     ├── DigestMismatchError           adapter_changed: the files changed after they were validated; 409
     ├── ConfigError                   config_invalid: a server setting is out of range or contradicts another
     └── UnsupportedStackError         unsupported_stack: vLLM version or model architecture outside what is supported
@@ -74,10 +82,58 @@ class AdapterExistsError(ShadowError):
     code = "adapter_exists"
 
 
+class AdapterLoadingError(ShadowError):
+    """A registered adapter was not resident within the time that a request may wait for it."""
+
+    code = "adapter_loading"
+
+
+class AdapterFailedError(ShadowError):
+    """A registered adapter could not be loaded into the engine; its bytes were valid when it was published."""
+
+    code = "adapter_failed"
+
+
+class SourceForbiddenError(ShadowError):
+    """The operator has not allowed loading from this source."""
+
+    code = "adapter_source_forbidden"
+
+
+class SourceUnavailableError(ShadowError):
+    """The place that an adapter comes from cannot be reached, fails, or takes too long."""
+
+    code = "adapter_source_unavailable"
+
+
+class QuotaError(ShadowError):
+    """The tenant has used up a quota that only deleting something gives back."""
+
+    code = "insufficient_quota"
+
+
 class CapacityError(ShadowError):
-    """No room for another adapter in the host tier."""
+    """No room for another adapter: every place is leased or pinned."""
 
     code = "adapter_capacity"
+
+
+class StorageError(ShadowError):
+    """The adapter store cannot be read or written (a full disk, say)."""
+
+    code = "storage_unavailable"
+
+
+class SandboxError(ShadowError):
+    """The process that validates adapters cannot be started, or ends while it works."""
+
+    code = "sandbox_unavailable"
+
+
+class CatalogError(ShadowError):
+    """The registry's database cannot be reached or refuses to answer."""
+
+    code = "catalog_unavailable"
 
 
 class DigestMismatchError(ShadowError):

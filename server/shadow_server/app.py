@@ -5,7 +5,11 @@ Runs in: API process.
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from typing import Any
 
 from fastapi import FastAPI
 from prometheus_client import REGISTRY, CollectorRegistry
@@ -14,15 +18,24 @@ from shadow_server.admin.adapter import AdapterAdmin
 from shadow_server.engine import Engine
 from shadow_server.error_shape import attach_errors
 from shadow_server.health import health_router
-from shadow_server.observability.adapter import AdapterGauges
+from shadow_server.middleware.authentication import AuthenticationMiddleware
+from shadow_server.middleware.request_id import RequestIdMiddleware
+from shadow_server.observability.adapter import AdapterEvents, AdapterGauges
 from shadow_server.observability.latency import AdapterLatency
+from shadow_server.observability.rejection import RequestRejections
 from shadow_server.openai.generation import attach_generation
 from shadow_server.openai.models import models_router
+from shadow_server.openapi import attach_openapi
 from shadow_server.settings import ServerSettings
+from shadow_server.tenancy.admission import Admission, default_max_queued
+from shadow_server.tenancy.directory import TenantDirectory
 
 
 def build_app(
-    engine: Engine, settings: ServerSettings, registry: CollectorRegistry = REGISTRY
+    engine: Engine,
+    settings: ServerSettings,
+    registry: CollectorRegistry = REGISTRY,
+    tenants: TenantDirectory | None = None,
 ) -> FastAPI:
     """Return the application that serves `engine`.
 
@@ -30,15 +43,56 @@ def build_app(
         engine: a started engine.
         settings: the server's settings.
         registry: where the series go; the one that the engine's /metrics shows.
+        tenants: who may use the server; None lets everyone in as an admin.
     """
-    latency = AdapterLatency(settings.max_adapter_labels)
-    engine.observe_latency(latency)
-    registry.register(latency)
-    registry.register(AdapterGauges(engine.adapters))
+    rejections = RequestRejections()
+    registry.register(rejections)
+    observe_engine(engine, settings, registry)
+    admission = make_admission(settings, is_shared=tenants is not None)
+    engine.observe_usage(admission.ledger)
     app = engine.create_app()
-    attach_generation(app, engine, settings)
+    attach_generation(app, engine, settings, admission, rejections.count)
     app.include_router(models_router(engine, int(datetime.now(UTC).timestamp())))
     app.include_router(AdapterAdmin(engine, settings).router())
     app.include_router(health_router(engine))
+    attach_openapi(app, engine)
+    if tenants is not None:
+        attach_tenants(app, tenants, rejections)
+    # Outermost last: the id, then the one error shape, then the keys.
     attach_errors(app, settings)
+    app.add_middleware(RequestIdMiddleware)
     return app
+
+
+def observe_engine(engine: Engine, settings: ServerSettings, registry: CollectorRegistry) -> None:
+    """Show what the engine and its adapters do as series of `registry`."""
+    latency, events = AdapterLatency(settings.max_adapter_labels), AdapterEvents()
+    engine.observe_latency(latency)
+    engine.adapters.events = events
+    for collector in (latency, events, AdapterGauges(engine.adapters)):
+        registry.register(collector)
+
+
+def make_admission(settings: ServerSettings, *, is_shared: bool) -> Admission:
+    """Return the queue that the settings describe; a shared one keeps room for tenants that have no requests."""
+    max_running, max_queued = settings.max_running_requests, settings.max_queued_requests
+    if max_queued is None:
+        max_queued = default_max_queued(max_running)
+    return Admission(max_running, max_queued, newcomer_weight=1.0 if is_shared else 0.0)
+
+
+def attach_tenants(app: FastAPI, tenants: TenantDirectory, rejections: RequestRejections) -> None:
+    """Ask for keys on every route that needs one, and follow the tenants file while the server runs."""
+    app.add_middleware(AuthenticationMiddleware, keys=tenants, count_refusal=rejections.count)
+    inner = app.router.lifespan_context
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
+        async with inner(app) as state:
+            watching = asyncio.create_task(tenants.watch())
+            try:
+                yield state
+            finally:
+                watching.cancel()
+
+    app.router.lifespan_context = lifespan

@@ -61,9 +61,10 @@ def run_demo(arguments: Sequence[str]) -> int:
     args = _parser().parse_args(list(arguments))
     console = Console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    log_path = Path(tempfile.mkdtemp(prefix="shadowserve-demo-")) / "server.log"
+    folder = Path(tempfile.mkdtemp(prefix="shadowserve-demo-"))
+    words = serve_arguments(folder / "state")
     try:
-        with ServerProcess(serve_arguments(), args.host, args.port, log_path) as server:
+        with ServerProcess(words, args.host, args.port, folder / "server.log") as server:
             return _show(console, server, is_once=args.once)
     except ServerProcessError as error:
         console.print(str(error), style="red", markup=False, highlight=False)
@@ -127,8 +128,8 @@ async def ask_all(
         return await asyncio.gather(*(ask(p, a) for p in prompts for a in adapters))
 
 
-def serve_arguments() -> list[str]:
-    """Return the words after `shadowserve serve` that serve the shipped demo."""
+def serve_arguments(state_dir: Path) -> list[str]:
+    """Return the words after `shadowserve serve` that serve the shipped demo, registered in `state_dir`."""
     adapters = demo_adapter_paths()
     options = {
         "--served-model-name": BASE_NAME,
@@ -137,6 +138,7 @@ def serve_arguments() -> list[str]:
         "--adapter-root": str(next(iter(adapters.values())).parent),
         "--gpu-memory-utilization": "0.3",
         "--shutdown-timeout": "5",
+        "--state-dir": str(state_dir),
     }
     named = [word for name, path in adapters.items() for word in ("--adapter", f"{name}={path}")]
     flat = [word for option in options.items() for word in option]

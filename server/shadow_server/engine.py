@@ -6,34 +6,87 @@ Runs in: API process. vLLM is imported when the real engine is served, not befor
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
 from shadow_runtime import errors as runtime_errors
+from shadow_runtime.catalog import (
+    AdapterRecord,
+    ArtifactRecord,
+    Catalog,
+    CatalogQuota,
+    CatalogUsage,
+    VersionRecord,
+)
 from shadow_runtime.registry import (
     AdapterEntry,
-    AdapterHandle,
+    AdapterLoader,
     AdapterRegistry,
     AdapterState,
+    EvictReason,
     Lease,
+    Level,
+    LoadSource,
+    Progress,
+    PublishOutcome,
+    RegistryEvents,
+    RegistrySettings,
+    Validator,
     is_adapter_name,
+    is_tenant_name,
+    parse_adapter,
 )
-from shadow_runtime.types import AdapterManifest, BackboneSpec
+from shadow_runtime.store import ArtifactStore, HubSource, StagedArtifact, UploadSession
+from shadow_runtime.types import (
+    DEFAULT_TENANT,
+    AdapterManifest,
+    AdapterName,
+    BackboneSpec,
+    RequestTag,
+    TensorReport,
+    ValidationReport,
+)
 
 __all__ = [
+    "DEFAULT_TENANT",
     "AdapterEntry",
-    "AdapterHandle",
+    "AdapterLoader",
     "AdapterManifest",
+    "AdapterName",
+    "AdapterRecord",
     "AdapterRegistry",
     "AdapterState",
+    "ArtifactRecord",
+    "ArtifactStore",
     "BackboneSpec",
+    "Catalog",
+    "CatalogQuota",
+    "CatalogUsage",
     "Engine",
+    "EvictReason",
+    "HubSource",
     "LatencySink",
     "Lease",
+    "Level",
+    "LoadSource",
+    "Progress",
+    "PublishOutcome",
+    "RegistryEvents",
+    "RegistrySettings",
+    "RequestTag",
+    "StagedArtifact",
+    "TensorReport",
+    "UploadSession",
+    "UsageSink",
+    "ValidationReport",
+    "Validator",
+    "VersionRecord",
     "is_adapter_name",
+    "is_tenant_name",
+    "parse_adapter",
     "run_engine_server",
     "runtime_errors",
 ]
@@ -58,12 +111,25 @@ class LatencySink(Protocol):
         ...
 
 
+class UsageSink(Protocol):
+    """Takes what every request cost, as the engine counted it."""
+
+    def observe_usage(self, tag: str, num_prompt_tokens: int, num_generated_tokens: int) -> None:
+        """One sequence ended, finished or aborted; `tag` is its request's `RequestTag.tag`.
+
+        A request of several prompts or choices is told once per sequence.
+        """
+        ...
+
+
 class Engine(Protocol):
     """A running engine with one frozen base model. One per server, on the server's event loop.
 
     The handlers get a JSON object that was parsed once. `adapter` is an entry that the caller has
-    leased and keeps leased until the response was sent; None asks for the bare base model. They
-    validate the fields and raise `RequestValidationError` for the ones that do not hold.
+    leased and keeps leased until the response was sent; None asks for the bare base model. `tag`
+    says who asks: slots are shared by it, its tenant's prefix blocks are kept apart and usage is
+    reported under it; what a body says of these is ignored. Handlers validate the fields and raise
+    `RequestValidationError` for the ones that do not hold.
     """
 
     @property
@@ -97,6 +163,17 @@ class Engine(Protocol):
         """Send every latency to `sink` from now on; called once, before the first request."""
         ...
 
+    def observe_usage(self, sink: UsageSink) -> None:
+        """Send every sequence's usage to `sink` from now on; called once, before the first request."""
+        ...
+
+    def request_schemas(self) -> Mapping[str, dict[str, Any]]:
+        """Return the JSON schema of the body of each generation route, by its path.
+
+        Self-contained: `$defs` are inside each schema. For the API documents, never for checks.
+        """
+        ...
+
     async def find_unready_reason(self) -> str | None:
         """Ask every worker whether the plugin is active.
 
@@ -107,25 +184,25 @@ class Engine(Protocol):
         ...
 
     async def complete(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
         """Answer /v1/completions, streaming when the body asks for it."""
         ...
 
     async def chat(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
         """Answer /v1/chat/completions, streaming when the body asks for it."""
         ...
 
     async def tokenize(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
         """Answer /tokenize."""
         ...
 
     async def detokenize(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
         """Answer /detokenize."""
         ...
@@ -134,6 +211,7 @@ class Engine(Protocol):
 def run_engine_server(
     arguments: list[str],
     add_arguments: Callable[[ArgumentParser], None],
+    check: Callable[[Namespace], None],
     attach: Callable[[Engine, Namespace], FastAPI],
 ) -> int:
     """Serve until stopped: parse the `serve` command line, start vLLM, attach the server.
@@ -141,6 +219,8 @@ def run_engine_server(
     Args:
         arguments: the words after `shadowserve serve`.
         add_arguments: adds the server's own options to the engine's parser.
+        check: raises ConfigError when the server's options contradict each other; called before
+            anything is started.
         attach: makes the application of the started engine from the parsed options.
 
     Returns:
@@ -148,4 +228,4 @@ def run_engine_server(
     """
     from shadow_runtime.vllm_bridge import serving
 
-    return serving.main(arguments, add_arguments, attach)
+    return serving.main(arguments, add_arguments, check, attach)

@@ -6,11 +6,13 @@ Runs in: API process.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -25,7 +27,11 @@ from shadow_server.errors import (
     rule_of_status,
     scrub,
 )
+from shadow_server.middleware.request_id import shown_id_of
+from shadow_server.openai.rate_limit import refusal_response
 from shadow_server.settings import ServerSettings
+from shadow_server.tenancy.identity import identity_of
+from shadow_server.tenancy.refusal import RefusalError
 
 _MAX_ERROR_BYTES = 1 << 20
 _STREAM_ERROR = b'data: {"error"'
@@ -68,18 +74,30 @@ class _ErrorSender:
             await self._send(message)
 
     async def _send_rewritten(self, start: Message) -> None:
-        body = json.dumps(shape_error(start["status"], self._body)).encode()
+        content = shape_error(start["status"], self._body)
+        body = json.dumps(content).encode()
         kept = [
-            (k, v)
+            (k.lower(), v)
             for k, v in start.get("headers", [])
             if k.lower() not in (b"content-length", b"content-type")
         ]
+        if all(name != b"x-should-retry" for name, _ in kept):
+            kept += _retry_headers(rule_of_status(start["status"], content["error"]["code"]), kept)
         kept += [
             (b"content-type", b"application/json"),
             (b"content-length", str(len(body)).encode()),
         ]
         await self._send({**start, "headers": kept})
         await self._send({"type": "http.response.body", "body": body})
+
+
+def _retry_headers(
+    rule: ErrorRule, given: list[tuple[bytes, bytes]]
+) -> Iterator[tuple[bytes, bytes]]:
+    # For the engine's own errors; the server's bring their headers.
+    yield b"x-should-retry", b"true" if rule.is_retryable else b"false"
+    if rule.retry_after_seconds is not None and all(name != b"retry-after" for name, _ in given):
+        yield b"retry-after", str(rule.retry_after_seconds).encode()
 
 
 def shape_error(status: int, body: bytes) -> dict[str, Any]:
@@ -126,38 +144,59 @@ def _rewrite_event(event: bytes) -> bytes:
 def attach_errors(app: FastAPI, settings: ServerSettings) -> None:
     """Give `app` the server's exception handlers and, around everything else, the one error shape."""
 
-    async def on_api_error(request: Request, error: Exception) -> Response:
-        if not isinstance(error, ApiError):
-            raise error
-        return error_response(error.message, error.rule, error.param)
-
     async def on_shadow_error(request: Request, error: Exception) -> Response:
         if not isinstance(error, runtime_errors.ShadowError):
             raise error
-        return error_response(scrub(str(error), settings.adapter_roots), rule_of(error))
+        is_admin = identity_of(request.scope).role == "admin"
+        roots = settings.adapter_roots if is_admin else ()
+        return error_response(scrub(str(error), roots), rule_of(error))
 
-    async def on_validation_error(request: Request, error: Exception) -> Response:
-        problems = error.errors() if isinstance(error, RequestValidationError) else ()
-        message, param = describe_validation(problems)
-        return error_response(message, rule_of_status(400), param)
-
-    async def on_http_error(request: Request, error: Exception) -> Response:
-        if not isinstance(error, HTTPException):
-            raise error
-        response = error_response(_http_message(request, error), rule_of_status(error.status_code))
-        response.headers.update(error.headers or {})
-        return response
-
-    async def on_unknown_error(request: Request, error: Exception) -> Response:
-        # The server error middleware logs the traceback; the client learns nothing from it.
-        return error_response("The server failed on this request", _INTERNAL)
-
-    app.add_exception_handler(ApiError, on_api_error)
+    app.add_exception_handler(ClientDisconnect, _on_client_left)
+    app.add_exception_handler(ApiError, _on_api_error)
+    app.add_exception_handler(RefusalError, _on_refusal)
     app.add_exception_handler(runtime_errors.ShadowError, on_shadow_error)
-    app.add_exception_handler(RequestValidationError, on_validation_error)
-    app.add_exception_handler(HTTPException, on_http_error)
-    app.add_exception_handler(Exception, on_unknown_error)
+    app.add_exception_handler(RequestValidationError, _on_validation_error)
+    app.add_exception_handler(HTTPException, _on_http_error)
+    app.add_exception_handler(Exception, _on_unknown_error)
     app.add_middleware(ErrorShapeMiddleware)
+
+
+async def _on_client_left(request: Request, error: Exception) -> Response:
+    return Response(status_code=499)  # nobody reads it
+
+
+async def _on_api_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, ApiError):
+        raise error
+    return error.response()
+
+
+async def _on_refusal(request: Request, error: Exception) -> Response:
+    if not isinstance(error, RefusalError):
+        raise error
+    return refusal_response(error)
+
+
+async def _on_validation_error(request: Request, error: Exception) -> Response:
+    problems = error.errors() if isinstance(error, RequestValidationError) else ()
+    message, param = describe_validation(problems)
+    return error_response(message, rule_of_status(400), param)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    if not isinstance(error, HTTPException):
+        raise error
+    response = error_response(_http_message(request, error), rule_of_status(error.status_code))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _on_unknown_error(request: Request, error: Exception) -> Response:
+    # The server error middleware logs the traceback; the client learns nothing from it. This answer passes no
+    # middleware any more.
+    shown = shown_id_of(request.scope)
+    headers = None if shown is None else {"x-request-id": shown}
+    return error_response("The server failed on this request", _INTERNAL, headers=headers)
 
 
 _INTERNAL: ErrorRule = rule_of_status(500)

@@ -10,29 +10,31 @@ makes the adapter invalid.
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import hashlib
 import json
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+import re
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry, make_asgi_app
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import Mount
 
 from shadow_server.engine import (
     AdapterEntry,
-    AdapterHandle,
-    AdapterManifest,
     AdapterRegistry,
-    BackboneSpec,
+    ArtifactStore,
+    Catalog,
     LatencySink,
-    runtime_errors,
+    RegistrySettings,
+    RequestTag,
+    UsageSink,
 )
+from shadow_server.fake_adapter import ADAPTER_FILE, BASE_FINGERPRINT, FakeLoader, FakeValidator
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -41,11 +43,13 @@ MAX_MODEL_LEN = 128
 
 
 class _StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     include_usage: bool = False
 
 
 class _Completion(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
     prompt: str | list[str] | list[int] | list[list[int]]
@@ -56,97 +60,136 @@ class _Completion(BaseModel):
 
 
 class _Message(BaseModel):
+    model_config = ConfigDict(strict=True)
+
     role: Literal["system", "user", "assistant"]
     content: str
 
 
 class _Chat(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = None
-    messages: list[_Message]
+    messages: list[_Message] = Field(min_length=1)
     max_tokens: int = 16
     stream: bool = False
 
 
 class _Tokenize(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     prompt: str
 
 
 class _Detokenize(BaseModel):
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     tokens: list[int]
 
 
-@dataclass(frozen=True, slots=True)
-class FakeHandle:
-    """A loaded adapter of the fake engine."""
-
-    name: str
-    manifest: AdapterManifest
-
-
-class FakeLoader:
-    """Reads fake adapters; `held` counts what an engine would hold, by digest."""
-
-    def __init__(self) -> None:
-        self.held: set[str] = set()
-
-    async def load(self, name: str, path: str, backbone_config: str | None = None) -> FakeHandle:
-        """See `AdapterLoader`."""
-        file = Path(path) / "adapter.txt"
-        if not file.is_file():
-            raise runtime_errors.AdapterFileError(f"{path} holds no adapter.txt")
-        data = file.read_bytes()
-        if b"broken" in data:
-            raise runtime_errors.AdapterTensorError(f"{file} holds NaN at 0x7f00deadbeef")
-        digest = f"sha256:{hashlib.sha256(data).hexdigest()}"
-        self.held.add(digest)
-        return FakeHandle(name, _manifest(digest, path, backbone_config))
-
-    async def unload(self, handle: AdapterHandle) -> None:
-        """See `AdapterLoader`."""
-        self.held.discard(handle.manifest.digest)
-
-
 class FakeEngine:
-    """See `Engine`. Tests steer it: `gate` holds every answer back, `unready_reason` is what it reports."""
+    """See `Engine`. Made by `open`; tests steer it.
 
-    def __init__(self, registry: CollectorRegistry | None = None) -> None:
-        self.loader = FakeLoader()
+    Attributes:
+        loader: what holds the adapters; has a gate and a failure of its own.
+        catalog: the database below the registry.
+        gate: holds every answer back until it is set; None lets them through.
+        unready_reason: what the engine reports of itself.
+        num_aborted: answers that were cancelled at the gate.
+        tags: the tag of every request, in the order of their arrival.
+        registry: what /metrics shows.
+    """
+
+    def __init__(
+        self,
+        loader: FakeLoader,
+        catalog: Catalog,
+        adapters: AdapterRegistry,
+        registry: CollectorRegistry,
+    ) -> None:
+        self.loader = loader
+        self.catalog = catalog
+        self.adapters = adapters
         self.base_names: tuple[str, ...] = (BASE_NAME,)
         self.base_root = "/models/fake-base"
         self.max_model_len = MAX_MODEL_LEN
-        self.adapters = AdapterRegistry(self.loader)
         self.unready_reason: str | None = None
         self.gate: asyncio.Event | None = None
         self.num_aborted = 0
-        self._registry = registry or CollectorRegistry()
-        self._sink: LatencySink | None = None
+        self.tags: list[RequestTag] = []
+        self.registry = registry
+        self._latency: LatencySink | None = None
+        self._usage: UsageSink | None = None
+
+    @classmethod
+    @asynccontextmanager
+    async def open(
+        cls,
+        directory: Path,
+        registry: CollectorRegistry | None = None,
+        settings: RegistrySettings | None = None,
+        *,
+        loader: FakeLoader | None = None,
+    ) -> AsyncIterator[FakeEngine]:
+        """Run an engine over a real registry, catalog and store in `directory`, which may hold earlier ones.
+
+        Args:
+            directory: of the database and the store.
+            registry: where /metrics reads.
+            settings: of the adapter registry.
+            loader: to give it other slots than the usual ones.
+        """
+        loader = loader or FakeLoader()
+        store = ArtifactStore(  # makes the directory
+            directory / "store", file_names={ADAPTER_FILE}
+        )
+        catalog = Catalog.open(f"sqlite:///{directory / 'registry.db'}", BASE_FINGERPRINT)
+        adapters = AdapterRegistry(
+            loader, catalog, store, FakeValidator(), settings or RegistrySettings()
+        )
+        await adapters.start()
+        try:
+            yield cls(loader, catalog, adapters, registry or CollectorRegistry())
+        finally:
+            await adapters.close()
 
     def create_app(self) -> FastAPI:
         """See `Engine`."""
-        app = FastAPI(openapi_url=None)
+        app = FastAPI(openapi_url=None, docs_url=None, redoc_url=None)
         for path in ("/health", "/ping"):
             app.add_api_route(path, lambda: PlainTextResponse(""), response_model=None)
         app.add_api_route("/version", lambda: {"version": "fake"})
         app.add_api_route("/load", lambda: {"server_load": 0})
-        app.mount("/metrics", make_asgi_app(self._registry))
+        metrics = Mount("/metrics", make_asgi_app(self.registry))
+        metrics.path_regex = re.compile("^/metrics(?P<path>.*)$")  # without it /metrics redirects
+        app.router.routes.append(metrics)
         return app
 
     def observe_latency(self, sink: LatencySink) -> None:
         """See `Engine`."""
-        self._sink = sink
+        self._latency = sink
+
+    def observe_usage(self, sink: UsageSink) -> None:
+        """See `Engine`."""
+        self._usage = sink
+
+    @staticmethod
+    def request_schemas() -> Mapping[str, dict[str, Any]]:
+        """See `Engine`."""
+        models: dict[str, type[BaseModel]] = {
+            "/v1/completions": _Completion,
+            "/v1/chat/completions": _Chat,
+            "/tokenize": _Tokenize,
+            "/detokenize": _Detokenize,
+        }
+        return {path: model.model_json_schema() for path, model in models.items()}
 
     async def find_unready_reason(self) -> str | None:
         """See `Engine`."""
         return self.unready_reason
 
     async def complete(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
         """See `Engine`."""
         asked = _validate(_Completion, body)
@@ -157,9 +200,10 @@ class FakeEngine:
         answers = [self._answer(p, asked, adapter) for p in _prompts(asked.prompt)]
         if asked.stream:
             return StreamingResponse(
-                self._stream(answers, asked, adapter), media_type="text/event-stream"
+                self._stream(answers, asked, adapter, tag), media_type="text/event-stream"
             )
-        await self._run(adapter)
+        with self._counted(tag, answers):
+            await self._run(adapter)
         choices = [
             {"index": i, "text": " ".join(words), "finish_reason": "length", "logprobs": None}
             for i, words in enumerate(answers)
@@ -167,12 +211,13 @@ class FakeEngine:
         return JSONResponse(_completion(adapter, choices) | {"usage": _usage(answers)})
 
     async def chat(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
         """See `Engine`."""
         asked = _validate(_Chat, body)
-        await self._run(adapter)
         text = f"[{_label(adapter)}] {asked.messages[-1].content}"
+        with self._counted(tag, [text.split()]):
+            await self._run(adapter)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text},
@@ -182,14 +227,14 @@ class FakeEngine:
         return JSONResponse(content | {"usage": _usage([text.split()])})
 
     async def tokenize(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
         """See `Engine`."""
         tokens = [len(word) for word in _validate(_Tokenize, body).prompt.split()]
         return JSONResponse({"tokens": tokens, "count": len(tokens)})
 
     async def detokenize(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
         """See `Engine`."""
         tokens = _validate(_Detokenize, body).tokens
@@ -199,6 +244,16 @@ class FakeEngine:
         words = [f"[{_label(adapter)}]", *prompt.split()][: asked.max_tokens]
         return [*prompt.split(), *words] if asked.echo else words
 
+    @contextmanager
+    def _counted(self, tag: RequestTag, answers: list[list[str]]) -> Iterator[None]:
+        self.tags.append(tag)
+        try:
+            yield
+        finally:
+            if self._usage is not None:
+                for words in answers:
+                    self._usage.observe_usage(tag.tag, 1, len(words))
+
     async def _run(self, adapter: AdapterEntry | None) -> None:
         if self.gate is not None:
             try:
@@ -206,23 +261,30 @@ class FakeEngine:
             except asyncio.CancelledError:
                 self.num_aborted += 1
                 raise
-        if self._sink is not None:
-            name = None if adapter is None else adapter.name
-            self._sink.observe_first_token(name, 0.02)
-            self._sink.observe_inter_token(name, 0.002)
-            self._sink.observe_finished(name, 0.5)
+        if adapter is not None:
+            self.loader.use(adapter.digest)
+        if self._latency is not None:
+            name = None if adapter is None else adapter.name.display
+            self._latency.observe_first_token(name, 0.02)
+            self._latency.observe_inter_token(name, 0.002)
+            self._latency.observe_finished(name, 0.5)
 
     async def _stream(
-        self, answers: list[list[str]], asked: _Completion, adapter: AdapterEntry | None
+        self,
+        answers: list[list[str]],
+        asked: _Completion,
+        adapter: AdapterEntry | None,
+        tag: RequestTag,
     ) -> AsyncIterator[str]:
-        for index, words in enumerate(answers):
-            for word in words:
-                choice = {"index": index, "text": f"{word} ", "finish_reason": None}
-                yield _event(_completion(adapter, [choice]))
-                await self._run(adapter)
-                if word == "fail":
-                    error = {"message": "boom", "type": "InternalServerError", "code": 500}
-                    yield _event({"error": error})
+        with self._counted(tag, answers):
+            for index, words in enumerate(answers):
+                for word in words:
+                    choice = {"index": index, "text": f"{word} ", "finish_reason": None}
+                    yield _event(_completion(adapter, [choice]))
+                    await self._run(adapter)
+                    if word == "fail":
+                        error = {"message": "boom", "type": "InternalServerError", "code": 500}
+                        yield _event({"error": error})
         if asked.stream_options is not None and asked.stream_options.include_usage:
             yield _event(_completion(adapter, []) | {"usage": _usage(answers)})
         yield "data: [DONE]\n\n"
@@ -244,11 +306,11 @@ def _prompts(prompt: str | list[str] | list[int] | list[list[int]]) -> list[str]
 
 
 def _label(adapter: AdapterEntry | None) -> str:
-    return "base" if adapter is None else f"{adapter.name}:{adapter.digest[-4:]}"
+    return "base" if adapter is None else f"{adapter.name.display}:{adapter.digest[-4:]}"
 
 
 def _completion(adapter: AdapterEntry | None, choices: list[dict[str, Any]]) -> dict[str, Any]:
-    model = BASE_NAME if adapter is None else adapter.name
+    model = BASE_NAME if adapter is None else adapter.name.display
     return {
         "id": "cmpl-fake",
         "object": "text_completion",
@@ -265,24 +327,3 @@ def _usage(answers: list[list[str]]) -> dict[str, int]:
 
 def _event(content: dict[str, Any]) -> str:
     return f"data: {json.dumps(content)}\n\n"
-
-
-def _manifest(digest: str, path: str, backbone_config: str | None) -> AdapterManifest:
-    zeros = {field.name: 0 for field in dataclasses.fields(BackboneSpec)}
-    return AdapterManifest(
-        digest=digest,
-        format="paper",
-        path=path,
-        backbone_config=backbone_config,
-        injection_rank=16,
-        gate_size=10,
-        scale=0.1,
-        activation="silu",
-        has_norm=True,
-        has_update_bias=False,
-        injects=(False, True),
-        updates=(False, False),
-        backbone=BackboneSpec(**zeros),  # type: ignore[arg-type]
-        num_parameters=0,
-        tensor_bytes=0,
-    )

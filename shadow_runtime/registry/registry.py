@@ -1,221 +1,374 @@
-"""Names, leases and drains: the one place that decides which adapter a new request gets.
+"""The one place that decides which adapter a new request gets, and the only writer of the catalog.
 
 Runs in: API process.
-
-    load ──> RESIDENT ──(unload, or another digest under the name)──> DRAINING
-    DRAINING ──(last lease released)──> retired, or FAILED when the engine refuses
 """
 
 from __future__ import annotations
 
 import asyncio
-import itertools
 import logging
+import time
 from collections.abc import Coroutine
-from datetime import UTC, datetime
 from typing import Any, TypeVar
 
-from shadow_runtime.errors import AdapterExistsError, AdapterNotFoundError
+from shadow_runtime.catalog import Catalog
+from shadow_runtime.catalog.record import CatalogQuota, CatalogUsage, VersionRecord
+from shadow_runtime.errors import (
+    AdapterFailedError,
+    AdapterLoadingError,
+    AdapterNotFoundError,
+    CapacityError,
+)
+from shadow_runtime.registry.background import Background
+from shadow_runtime.registry.binding import Bindings
+from shadow_runtime.registry.change import AdapterChanges, PublishRequest, report_nothing
+from shadow_runtime.registry.collector import Collector
 from shadow_runtime.registry.entry import (
     AdapterEntry,
-    AdapterHandle,
     AdapterLoader,
-    AdapterState,
-    LoadOutcome,
+    Progress,
+    PublishOutcome,
+    RegistryEvents,
+    RegistrySettings,
+    Validator,
 )
 from shadow_runtime.registry.lease import Lease
-from shadow_runtime.registry.name import is_adapter_name
+from shadow_runtime.registry.live import LiveEntries
+from shadow_runtime.registry.offload import Offload
+from shadow_runtime.registry.replica import CatalogFollower
+from shadow_runtime.registry.shelf import Shelf
+from shadow_runtime.registry.tier import HostTier
+from shadow_runtime.store import ArtifactStore, StagedArtifact
+from shadow_runtime.types import AdapterName
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
+_CLOSE_SECONDS = 5.0
+_CATALOG_THREADS = 4
+
 
 class AdapterRegistry:
-    """Binds names to loaded adapters and keeps every adapter that a request still uses.
+    """Binds names to adapters, for this server and, through the catalog, for all servers of one database.
 
-    Invariants (`check_integrity`):
-        A name is bound to at most one RESIDENT entry, and only RESIDENT entries can be leased.
-        An entry with leases is never retired: no digest is unloaded under a running request.
-        A digest leaves the engine exactly when its last entry retires, whatever names share it.
-        A DRAINING entry without leases has a retirement under way.
+    Invariants (`check_integrity`): those of `Bindings`, `LiveEntries` and `HostTier`. Together they say: a request
+    gets the version that its name had when it asked, and the engine holds that version's digest until it has ended.
 
-    Ownership: one event loop; `lease` and releases are synchronous on it. Engine calls run one at a
-    time, so an unload of a digest never overtakes a load of the same digest; that also bounds the
-    host memory that validation takes.
+    Ownership: one event loop, which is never blocked: database, disk and engine are awaited. Changes of one name take
+    turns, those of different names do not wait for each other. It closes the catalog that it was given.
 
-    Failure: a load that fails, or whose caller goes away, leaves the old binding or the new one.
+    Failure: a change that raises has changed nothing that a request can see. With CatalogError it may still have been
+    committed, when the connection was lost in that moment; the next poll shows it then.
     """
 
-    def __init__(self, loader: AdapterLoader) -> None:
-        self._loader = loader
-        self._generations = itertools.count(1)
-        self._resident: dict[str, AdapterEntry] = {}
-        self._by_key: dict[str, AdapterEntry] = {}
-        self._retiring: set[str] = set()
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._engine_lock = asyncio.Lock()
+    def __init__(
+        self,
+        loader: AdapterLoader,
+        catalog: Catalog,
+        store: ArtifactStore,
+        validator: Validator,
+        settings: RegistrySettings | None = None,
+    ) -> None:
+        self.store = store
+        self.validator = validator
+        self.settings = settings or RegistrySettings()
+        self._catalog = catalog
+        # Its own threads: a database that hangs must not hold up those that read adapters.
+        self._threads = Offload("shadow-catalog", _CATALOG_THREADS)
+        self._background = Background()
+        self._under_way = Background()
+        self._bindings = Bindings()
+        self._shelf = Shelf(store, self._bindings, self._on_change)
+        self._tier = HostTier(
+            loader, self._shelf.locate, self.settings, self._background, self._on_change
+        )
+        self._live = LiveEntries(self._bindings, self._tier, self._background)
+        self._follower = CatalogFollower(
+            catalog, self._threads, self._bindings, self._live, self._shelf, self._background
+        )
+        self._changes = AdapterChanges(
+            catalog,
+            self._threads,
+            shelf=self._shelf,
+            bindings=self._bindings,
+            tier=self._tier,
+            live=self._live,
+            follower=self._follower,
+            background=self._background,
+            publish_wait_seconds=self.settings.publish_wait_seconds,
+        )
+        self._is_started = False
 
-    async def load(
-        self, name: str, path: str, backbone_config: str | None = None, *, can_replace: bool = True
-    ) -> LoadOutcome:
-        """Load the adapter at `path` and bind `name` to it.
+    @property
+    def events(self) -> RegistryEvents:
+        """Told about loads, evictions and waits."""
+        return self._tier.events
 
-        Loading the bytes that the name already has changes nothing. Other bytes replace it: new
-        requests get the new adapter, running ones finish on the old one, which then leaves the
-        engine.
+    @events.setter
+    def events(self, events: RegistryEvents) -> None:
+        self._tier.events = events
+
+    # Life ------------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Take the catalog over and begin to follow it; does nothing the second time. Raises CatalogError."""
+        if self._is_started:
+            return
+        await self._follower.sync()
+        self._is_started = True
+        self._background.spawn(self._follower.run(self.settings.poll_seconds))
+        collector = Collector(self._collect, self.settings.collect_after_seconds / 2)
+        self._background.spawn(collector.run())
+
+    async def close(self) -> None:
+        """Let changes under way end, stop everything else, and close the catalog."""
+        await self._under_way.finish(_CLOSE_SECONDS)
+        await self._background.cancel()
+        await asyncio.to_thread(self._catalog.close)
+        self._threads.close()
+
+    # Changes ---------------------------------------------------------------------------------------------------
+
+    async def publish(
+        self,
+        name: AdapterName,
+        staged: StagedArtifact,
+        *,
+        can_replace: bool = True,
+        wait: bool = True,
+        progress: Progress | None = None,
+        quota: CatalogQuota | None = None,
+    ) -> PublishOutcome:
+        """Validate staged files, keep them, and make them the version of `name` that new requests get.
+
+        Goes on when the caller goes away. `staged` is used up, whatever happens.
+
+        Args:
+            name: where to publish.
+            staged: the files.
+            can_replace: whether a name that has other bytes may get these.
+            wait: load first and commit then, so that no request waits; without it the load follows the answer.
+            progress: told what has been reached.
+            quota: what the tenant may have.
 
         Raises:
-            ValueError: `name` is not an adapter name.
-            AdapterExistsError: the name is bound to other bytes and `can_replace` is False.
-            ShadowError: what the engine says about the adapter.
+            ValueError: `name` is not an adapter's name.
+            AdapterError: what the validator or the engine says about the adapter.
+            AdapterLoadingError: the engine has not loaded it within `publish_wait_seconds`.
+            AdapterExistsError, QuotaError, StorageError, CatalogError: see `shadow_runtime.errors`.
         """
-        if not is_adapter_name(name):
-            raise ValueError(f"not an adapter name: {name!r}")
-        # Shielded: a caller that goes away must not leave in the engine what no entry knows.
-        return await asyncio.shield(
-            self._spawn(self._load(name, path, backbone_config, can_replace))
-        )
+        report = progress or report_nothing
+        asked = PublishRequest(name, staged, report, can_replace, wait, quota)
+        return await self._change(self._changes.publish(asked, self.validator))
 
-    async def unload(self, name: str, *, wait_seconds: float) -> AdapterEntry:
-        """Take `name` from new requests at once, then wait for its leases, at most `wait_seconds`.
+    async def rollback(self, name: AdapterName, version: int | None = None) -> PublishOutcome:
+        """Publish the bytes of an earlier version again; takes no load when the engine still holds them.
+
+        Args:
+            name: what to roll back.
+            version: whose bytes; None for the newest earlier version with other bytes.
+
+        Raises:
+            AdapterNotFoundError: no such name or version.
+            StorageError: the version's bytes are not in this server's store.
+            AdapterLoadingError, CatalogError: as `publish`.
+        """
+        return await self._change(self._changes.rollback(name, version))
+
+    async def delete(self, name: AdapterName, *, wait_seconds: float) -> AdapterEntry:
+        """Take `name` from new requests, then wait for the requests that hold it, at most `wait_seconds`.
 
         Returns:
             The entry; its `settled` event tells whether it has left the engine within the wait.
 
         Raises:
-            AdapterNotFoundError: no entry has that name.
-            Exception: the engine's, when it could not remove the adapter; the entry is FAILED then.
+            AdapterNotFoundError: no such name.
+            CatalogError: nothing was deleted.
         """
-        entry = self.get(name)
-        if entry.state is AdapterState.RESIDENT:
-            del self._resident[name]
-        if entry.state is not AdapterState.DRAINING:
-            self._drain(entry)
+        entry = await self._change(self._changes.delete(name))
         try:
             async with asyncio.timeout(wait_seconds):
                 await entry.settled.wait()
         except TimeoutError:
-            return entry
-        if entry.failure is not None:
-            raise entry.failure
+            logger.info("adapter '%s' is deleted and still drains", entry.key)
         return entry
 
-    def lease(self, name: str) -> Lease:
-        """Pin the adapter that `name` means now.
+    async def pin(self, name: AdapterName) -> AdapterEntry:
+        """Keep whatever version `name` has resident, from now on and after a restart.
 
         Raises:
-            AdapterNotFoundError: the name answers no new requests.
+            AdapterNotFoundError: no such name.
+            CapacityError: no host memory or no pin is left.
+            AdapterError, AdapterLoadingError, CatalogError: it could not be loaded or noted; nothing is pinned.
         """
-        entry = self._resident.get(name)
-        if entry is None:
-            raise AdapterNotFoundError(f"The adapter '{name}' does not exist.")
-        entry.num_leases += 1
-        return Lease(entry, self._release)
+        return await self._change(self._changes.pin(name))
 
-    def has(self, name: str) -> bool:
-        """Return whether `name` answers new requests."""
-        return name in self._resident
+    async def unpin(self, name: AdapterName) -> AdapterEntry:
+        """Undo `pin`; does nothing for a name that is not pinned. Raises AdapterNotFoundError, CatalogError."""
+        return await self._change(self._changes.unpin(name))
 
-    def get(self, name: str) -> AdapterEntry:
-        """Return the entry of `name`: the resident one, else the newest that is draining or failed.
+    # Requests --------------------------------------------------------------------------------------------------
+
+    async def lease(self, name: AdapterName, version: int | None = None) -> Lease:
+        """Hold the adapter that `name` means at this moment, and wait until the engine can serve it.
+
+        Args:
+            name: whose adapter.
+            version: which one; None for the current one.
 
         Raises:
-            AdapterNotFoundError: no entry has that name.
+            AdapterNotFoundError: no such name or version.
+            AdapterLoadingError: it was not resident within `adapter_wait_seconds`.
+            AdapterFailedError: the engine could not load it; tried again after `retry_failed_seconds`.
         """
-        if name in self._resident:
-            return self._resident[name]
-        for entry in reversed(self._by_key.values()):
-            if entry.name == name:
-                return entry
-        raise AdapterNotFoundError(f"The adapter '{name}' does not exist.")
+        # No await before the lease is counted: the version is that of the call, and it cannot be evicted any more.
+        lease = self._live.lease(self._resolve(name, version))
+        if self._tier.is_held(lease.entry.digest):
+            return lease
+        try:
+            await self._wait_until_resident(lease.entry)
+        except BaseException:
+            lease.release()
+            raise
+        return lease
+
+    def has(self, name: AdapterName, version: int | None = None) -> bool:
+        """Return whether new requests for `name`, or for a version of it, find one."""
+        try:
+            self._find_version(name, version)
+        except AdapterNotFoundError:
+            return False
+        return True
+
+    def get(self, name: AdapterName, version: int | None = None) -> AdapterEntry:
+        """Return the entry of a name or version; of a deleted name the newest that still drains.
+
+        Raises:
+            AdapterNotFoundError: no such name or version.
+        """
+        if version is None and not self.has(name):
+            draining = self._bindings.find_draining(name)
+            if draining is not None:
+                return draining
+        record = self._find_version(name, version)
+        entry = self._bindings.find_entry(f"{name}@{record.version}")
+        return entry or self._live.picture(record)
+
+    def entries(self, tenant: str | None = None) -> list[AdapterEntry]:
+        """Return what names are bound to and what still drains, of one tenant or of all."""
+        return self._bindings.entries(tenant)
+
+    def versions(self, name: AdapterName) -> tuple[VersionRecord, ...]:
+        """Return all versions of a name, oldest first; raises AdapterNotFoundError."""
+        return self._bindings.get_record(name).versions
+
+    def is_pinned(self, name: AdapterName) -> bool:
+        """Return whether `name` exists and is pinned."""
+        return self._bindings.is_pinned(name)
 
     def find_by_key(self, key: str) -> AdapterEntry | None:
-        """Return the entry with this `AdapterEntry.key`, None when it has retired."""
-        return self._by_key.get(key)
+        """Return the entry with this `AdapterEntry.key`, None when it has left."""
+        return self._bindings.find_entry(key)
 
-    def entries(self) -> list[AdapterEntry]:
-        """Return every entry, oldest first."""
-        return list(self._by_key.values())
+    async def refresh_levels(self) -> None:
+        """Bring `AdapterEntry.level` up to date: slots change hands in every step."""
+        await self._tier.refresh_levels()
+        await self._shelf.look_for(self._bindings.unstored())
+
+    async def usage(self, tenant: str) -> CatalogUsage:
+        """Return what a tenant has in the catalog; raises CatalogError."""
+        return await self._threads.run(self._catalog.usage, tenant)
+
+    def num_resident(self, tenant: str) -> int:
+        """Return how many digests of a tenant's entries the engine holds or is about to load."""
+        return sum(tenant in self._bindings.tenants_of(digest) for digest in self._tier.present())
+
+    async def make_room(self, tenant: str, max_resident: int, digest: str | None = None) -> bool:
+        """Evict what a tenant has used longest ago until the engine holds fewer than `max_resident` digests of it.
+
+        Digests that another tenant has, too, count and stay; so do those that are being loaded. Who leases in the
+        same step of the event loop in which this returns True keeps the tenant within the bound.
+
+        Args:
+            tenant: whose digests.
+            max_resident: with the one that is to come.
+            digest: what is to come, None for one not known yet; one that is there needs no room.
+
+        Returns:
+            False when leases, pins, loads or other tenants prevent it.
+        """
+        if digest in self._tier.present():
+            return True
+        while self.num_resident(tenant) >= max_resident:
+            own = {d for d in self._tier.present() if self._bindings.tenants_of(d) == {tenant}}
+            if not await self._tier.evict_one(own):
+                return False
+        return True
 
     def check_integrity(self) -> None:
-        """Raise RuntimeError when an invariant of the class does not hold."""
-        for name, entry in self._resident.items():
-            if entry.state is not AdapterState.RESIDENT or self._by_key.get(entry.key) is not entry:
-                raise RuntimeError(f"'{name}' is bound to an entry that is not resident")
-        for entry in self._by_key.values():
-            if entry.num_leases < 0:
-                raise RuntimeError(f"'{entry.key}' has {entry.num_leases} leases")
-            is_bound = self._resident.get(entry.name) is entry
-            if is_bound != (entry.state is AdapterState.RESIDENT):
-                raise RuntimeError(f"'{entry.key}' is resident without a name")
-            is_idle = entry.state is AdapterState.DRAINING and entry.num_leases == 0
-            if is_idle != (entry.key in self._retiring):
-                raise RuntimeError(f"'{entry.key}' drains, is idle and is not retiring")
+        """Raise RuntimeError, with one sentence, when an invariant does not hold."""
+        self._bindings.check_integrity()
+        self._live.check_integrity()
+        self._tier.check_integrity()
+        for name in self._bindings.names():
+            entry = self._bindings.find_current(name)
+            if entry is not None and self.is_pinned(name):
+                holding = self._tier.find(entry.digest)
+                if holding is None or name not in holding.pinned_by:
+                    raise RuntimeError(f"'{name}' is pinned and the tier does not know it")
 
-    async def _load(
-        self, name: str, path: str, backbone_config: str | None, can_replace: bool
-    ) -> LoadOutcome:
-        async with self._engine_lock:
-            handle = await self._loader.load(name, path, backbone_config)
-            current = self._resident.get(name)
-            if current is not None and current.digest == handle.manifest.digest:
-                return LoadOutcome(current, is_new=False)
-            if current is not None and not can_replace:
-                await self._discard(handle)
-                raise AdapterExistsError(f"The adapter '{name}' is loaded from other bytes.")
-            entry = self._publish(name, handle)
-        if current is not None:
-            self._drain(current)
-        return LoadOutcome(entry, is_new=True, replaced=current)
+    # Inside ----------------------------------------------------------------------------------------------------
 
-    def _publish(self, name: str, handle: AdapterHandle) -> AdapterEntry:
-        entry = AdapterEntry(
-            name, handle, next(self._generations), int(datetime.now(UTC).timestamp())
+    async def _change(self, work: Coroutine[Any, Any, T]) -> T:
+        # Shielded: a caller that goes away must not leave half a change.
+        return await asyncio.shield(self._under_way.spawn(work))
+
+    async def _collect(self) -> None:
+        await self._shelf.collect(
+            self._catalog.referenced_digests, self.settings.collect_after_seconds
         )
-        self._by_key[entry.key] = entry
-        self._resident[name] = entry
-        return entry
 
-    def _drain(self, entry: AdapterEntry) -> None:
-        entry.state = AdapterState.DRAINING
-        entry.failure = None
-        entry.settled.clear()
-        self._retire_if_idle(entry)
+    def _on_change(self, digest: str) -> None:
+        self._live.refresh(digest)
 
-    def _release(self, entry: AdapterEntry) -> None:
-        entry.num_leases -= 1
-        if entry.state is AdapterState.DRAINING:
-            self._retire_if_idle(entry)
+    def _resolve(self, name: AdapterName, version: int | None) -> AdapterEntry:
+        if version is None:
+            return self._bindings.get_current(name)
+        return self._live.recall(self._bindings.get_version(name, version))
 
-    def _retire_if_idle(self, entry: AdapterEntry) -> None:
-        # A DRAINING entry cannot be leased again, so idle once means idle for good.
-        if entry.num_leases == 0:
-            self._retiring.add(entry.key)
-            self._spawn(self._retire(entry))
+    async def _wait_until_resident(self, entry: AdapterEntry) -> None:
+        failure = self._tier.find_recent_failure(entry.digest)
+        if failure is not None:
+            raise _failed(entry, failure)
+        started = time.monotonic()
+        try:
+            async with asyncio.timeout(self.settings.adapter_wait_seconds) as limit:
+                await self._tier.ensure(entry.manifest, "store", is_patient=True)
+        except (AdapterLoadingError, CapacityError) as error:
+            raise AdapterLoadingError(
+                f"The adapter '{entry.name.display}' is not loaded: {error}."
+            ) from error
+        except Exception as error:
+            if limit.expired():
+                raise _late(entry, self.settings.adapter_wait_seconds) from None
+            raise _failed(entry, error) from error
+        finally:
+            self.events.on_wait(time.monotonic() - started)
 
-    async def _retire(self, entry: AdapterEntry) -> None:
-        async with self._engine_lock:
-            try:
-                await self._discard(entry.handle, except_for=entry)
-            except Exception as error:
-                logger.exception("the engine could not remove adapter '%s'", entry.name)
-                entry.failure = error
-                entry.state = AdapterState.FAILED
-            else:
-                del self._by_key[entry.key]
-            self._retiring.discard(entry.key)
-            entry.settled.set()
+    def _find_version(self, name: AdapterName, version: int | None) -> VersionRecord:
+        return (
+            self._bindings.get_current(name).record
+            if version is None
+            else self._bindings.get_version(name, version)
+        )
 
-    async def _discard(self, handle: AdapterHandle, except_for: AdapterEntry | None = None) -> None:
-        digest = handle.manifest.digest
-        users = (e for e in self._by_key.values() if e is not except_for)
-        # A FAILED entry uses nothing; it only remembers that an unload is owed.
-        if not any(e.digest == digest and e.state is not AdapterState.FAILED for e in users):
-            await self._loader.unload(handle)
 
-    def _spawn(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
-        task = asyncio.get_running_loop().create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
+def _failed(entry: AdapterEntry, error: Exception) -> AdapterFailedError:
+    return AdapterFailedError(f"The adapter '{entry.name.display}' cannot be loaded: {error}")
+
+
+def _late(entry: AdapterEntry, seconds: float) -> AdapterLoadingError:
+    return AdapterLoadingError(
+        f"The adapter '{entry.name.display}' was not loaded within {seconds:g} s; try again."
+    )

@@ -28,8 +28,11 @@ class SlotOptions:
         shadow_intermediate_size: MLP width of the implicit slot class; default 256.
         shadow_heads: query heads of the implicit slot class; default the base's.
         max_injection_rank, max_gate_size: widest bottlenecks; defaults 16 and 10.
-        max_resident_adapters: slots of every class, and adapters that one step may mix.
+        max_resident_adapters: adapters that one step may mix.
         max_host_adapters: adapters kept in host memory.
+        max_pinned_adapters: slots of every class beyond max_resident_adapters, so that pinned adapters take none from
+            a step; while nothing is pinned, more adapters are resident.
+        max_adapter_wait_seconds, adapter_quantum_tokens: how slots are shared; see `ShadowConfig`.
     """
 
     shadow_layers: int | None = None
@@ -39,6 +42,9 @@ class SlotOptions:
     max_gate_size: int | None = None
     max_resident_adapters: int = 8
     max_host_adapters: int = 256
+    max_pinned_adapters: int = 2
+    max_adapter_wait_seconds: float = 5.0
+    adapter_quantum_tokens: int = 1024
 
     @property
     def names_implicit_class(self) -> bool:
@@ -66,7 +72,7 @@ def derive_config(
     for manifest in manifests:
         _place(specs, manifest.backbone)
     specs = [_match_hybrid_base(spec, base) for spec in specs]
-    slots = options.max_resident_adapters
+    slots = options.max_resident_adapters + options.max_pinned_adapters
     return ShadowConfig(
         slot_classes=tuple(SlotClass(_label(s, i), s, slots) for i, s in enumerate(specs)),
         max_injection_rank=_chosen(
@@ -77,6 +83,9 @@ def derive_config(
             options.max_gate_size, max((m.gate_size for m in manifests), default=DEFAULT_GATE_SIZE)
         ),
         max_host_adapters=max(options.max_host_adapters, slots),
+        max_pinned_adapters=options.max_pinned_adapters,
+        max_adapter_wait_seconds=options.max_adapter_wait_seconds,
+        adapter_quantum_tokens=options.adapter_quantum_tokens,
     )
 
 

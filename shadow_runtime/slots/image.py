@@ -74,30 +74,58 @@ def build_image(
         AdapterLimitError: it fits no slot class.
     """
     class_index = choose_class(config, adapter.manifest)
-    boundary = _zeros(boundary_stacks(config, hidden_size, plan.num_layers), dtype, pin)
+    boundary = _Canvas(boundary_stacks(config, hidden_size, plan.num_layers), dtype, pin)
     _fill_boundary(boundary, adapter, plan)
     backbone: Tensors = {}
     if plan.has_backbone:
         shape = backbone_shape(
             config.slot_classes[class_index], CacheGeometry.of(config.slot_classes), plan.size
         )
-        backbone = _zeros(backbone_stacks(shape, hidden_size), dtype, pin)
-        _fill_backbone(backbone, adapter, shape, plan.rank if shape.sharded else 0)
+        canvas = _Canvas(backbone_stacks(shape, hidden_size), dtype, pin)
+        _fill_backbone(canvas, adapter, shape, plan.rank if shape.sharded else 0)
+        backbone = canvas.finish()
+    flags = _flags(adapter.manifest, plan)
     return SlotImage(
         manifest=adapter.manifest,
         class_index=class_index,
         scale=adapter.manifest.scale,
-        flags=_flags(adapter.manifest, plan),
-        boundary=boundary,
+        flags=flags.pin_memory() if pin else flags,
+        boundary=boundary.finish(),
         backbone=backbone,
     )
 
 
-def _zeros(stacks: dict[str, tuple[int, ...]], dtype: torch.dtype, pin: bool) -> Tensors:
-    return {
-        name: torch.zeros(dims, dtype=dtype, device="cpu", pin_memory=pin)
-        for name, dims in stacks.items()
-    }
+class _Canvas:
+    """Tensors that are written once each: zeros go only where nothing else does, pinned memory is slow to touch."""
+
+    def __init__(self, stacks: dict[str, tuple[int, ...]], dtype: torch.dtype, pin: bool) -> None:
+        self._tensors = {
+            name: torch.empty(dims, dtype=dtype, device="cpu", pin_memory=pin)
+            for name, dims in stacks.items()
+        }
+        self._blank = set(stacks)
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._tensors
+
+    def put(self, name: str, *parts: torch.Tensor) -> None:
+        """Copy parts, one below the other, into the leading corner of a tensor, rounding to its dtype."""
+        target = self._tensors[name]
+        self._blank.discard(name)
+        num_rows = sum(part.shape[0] for part in parts)
+        if (num_rows, *parts[0].shape[1:]) != target.shape:
+            target.zero_()
+        row = 0
+        for part in parts:
+            corner = (slice(row, row + part.shape[0]), *(slice(0, n) for n in part.shape[1:]))
+            target[corner].copy_(part)
+            row += part.shape[0]
+
+    def finish(self) -> Tensors:
+        """Return all tensors, those that were never written as zeros."""
+        for name in self._blank:
+            self._tensors[name].zero_()
+        return self._tensors
 
 
 def _flags(manifest: AdapterManifest, plan: ShardPlan) -> torch.Tensor:
@@ -118,22 +146,16 @@ def _layer_flags(manifest: AdapterManifest, layer: int) -> int:
     return sum(flag for flag, is_set in wanted.items() if is_set)
 
 
-def _fill_boundary(stacks: Tensors, adapter: CanonicalAdapter, plan: ShardPlan) -> None:
+def _fill_boundary(canvas: _Canvas, adapter: CanonicalAdapter, plan: ShardPlan) -> None:
     start, end = plan.layers
-    for name, target in stacks.items():
-        source = adapter.tensors.get(f"boundary.{name}")
-        if source is None:
-            continue
-        _put(target, source if source.dim() == 1 else source[start:end])
-
-
-def _put(target: torch.Tensor, source: torch.Tensor) -> None:
-    """Copy `source` into the leading corner of `target`, rounding to its dtype."""
-    target[tuple(slice(0, n) for n in source.shape)].copy_(source)
+    for key, source in adapter.tensors.items():
+        name = key.removeprefix("boundary.")
+        if name != key and name in canvas:
+            canvas.put(name, source if source.dim() == 1 else source[start:end])
 
 
 def _fill_backbone(
-    stacks: Tensors, adapter: CanonicalAdapter, shape: BackboneShape, rank: int
+    canvas: _Canvas, adapter: CanonicalAdapter, shape: BackboneShape, rank: int
 ) -> None:
     spec = adapter.manifest.backbone
     for name in (
@@ -145,7 +167,7 @@ def _fill_backbone(
     ):
         tensor = adapter.tensors.get(f"backbone.{name}")
         if tensor is not None:
-            _put(stacks[name], tensor)
+            canvas.put(name, tensor)
     for layer in range(spec.num_layers):
         prefix = f"layers.{layer}."
         source_prefix = f"backbone.{prefix}"
@@ -154,65 +176,58 @@ def _fill_backbone(
             for k, v in adapter.tensors.items()
             if k.startswith(source_prefix)
         }
-        target = {k.removeprefix(prefix): v for k, v in stacks.items() if k.startswith(prefix)}
-        _fill_layer(target, source, spec, shape, rank)
+        _fill_layer(canvas, prefix, source, _Placement(spec, shape, rank))
 
 
-def _fill_layer(
-    target: Tensors, source: Tensors, spec: BackboneSpec, shape: BackboneShape, rank: int
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Placement:
+    """Where an adapter's heads and MLP columns go on one rank."""
+
+    spec: BackboneSpec
+    shape: BackboneShape
+    rank: int
+
+    def heads(self, rows: torch.Tensor, *, is_query: bool) -> torch.Tensor:
+        """Spread (heads * head_dim, ...) rows over this rank's heads by whole KV groups; zeros where there is none."""
+        spec, shape = self.spec, self.shape
+        group = spec.num_heads // spec.num_kv_heads if is_query else 1
+        wide_group = shape.num_heads // shape.num_kv_heads if is_query else 1
+        rest = rows.shape[1:]
+        grouped = rows.reshape(spec.num_kv_heads, group, spec.head_dim, *rest)
+        first = self.rank * shape.num_kv_heads
+        mine = grouped[first : first + shape.num_kv_heads]
+        if (mine.shape[0], group) == (shape.num_kv_heads, wide_group):
+            return mine.reshape(-1, *rest)
+        wide = rows.new_zeros(shape.num_kv_heads, wide_group, spec.head_dim, *rest)
+        wide[: mine.shape[0], :group] = mine
+        return wide.reshape(-1, *rest)
+
+    def columns(self, rows: torch.Tensor) -> torch.Tensor:
+        """Return this rank's MLP rows of (intermediate, ...), zero-padded to the class's per-rank size."""
+        size = self.shape.intermediate_size
+        mine = rows[self.rank * size : (self.rank + 1) * size]
+        if mine.shape[0] == size:
+            return mine
+        wide = rows.new_zeros(size, *rows.shape[1:])
+        wide[: mine.shape[0]] = mine
+        return wide
+
+
+def _fill_layer(canvas: _Canvas, prefix: str, source: Tensors, place: _Placement) -> None:
     for name, tensor in source.items():
-        kind = name.split(".")[0]
-        if kind.endswith("norm"):
-            _put(target[name], tensor)
+        if name.split(".")[0].endswith("norm"):
+            canvas.put(prefix + name, tensor)
     for part in ("weight", "bias"):
         if f"q.{part}" in source:
-            _put(target[f"qkv.{part}"], _fuse_qkv(source, part, spec, shape, rank))
+            heads = [place.heads(source[f"{n}.{part}"], is_query=n == "q") for n in "qkv"]
+            canvas.put(f"{prefix}qkv.{part}", *heads)
         if f"up.{part}" in source:
-            _put(target[f"up.{part}"], _fuse_up(source, part, shape, rank))
-    _put(
-        target["o.weight"],
-        _place_heads(source["o.weight"].t(), spec, shape, rank, is_query=True).t(),
-    )
-    _put(target["down.weight"], _columns(source["down.weight"].t(), shape, rank).t())
+            names = ("gate", "up") if place.shape.spec.mlp == "glu" else ("up",)
+            columns = [place.columns(source[f"{n}.{part}"]) for n in names]
+            canvas.put(f"{prefix}up.{part}", *columns)
+    canvas.put(f"{prefix}o.weight", place.heads(source["o.weight"].t(), is_query=True).t())
+    canvas.put(f"{prefix}down.weight", place.columns(source["down.weight"].t()).t())
     for name in ("o.bias", "down.bias"):
         # The ranks' outputs are summed, so only one of them adds the bias.
-        if name in source and rank == 0:
-            _put(target[name], source[name])
-
-
-def _fuse_qkv(
-    source: Tensors, part: str, spec: BackboneSpec, shape: BackboneShape, rank: int
-) -> torch.Tensor:
-    rows = [
-        _place_heads(source[f"{n}.{part}"], spec, shape, rank, is_query=n == "q") for n in "qkv"
-    ]
-    return torch.cat(rows)
-
-
-def _place_heads(
-    rows: torch.Tensor, spec: BackboneSpec, shape: BackboneShape, rank: int, *, is_query: bool
-) -> torch.Tensor:
-    """Spread (heads * head_dim, ...) rows over this rank's heads by whole KV groups; zeros where there is no head."""
-    group = spec.num_heads // spec.num_kv_heads if is_query else 1
-    wide_group = shape.num_heads // shape.num_kv_heads if is_query else 1
-    rest = rows.shape[1:]
-    grouped = rows.reshape(spec.num_kv_heads, group, spec.head_dim, *rest)
-    first = rank * shape.num_kv_heads
-    mine = grouped[first : first + shape.num_kv_heads]
-    wide = rows.new_zeros(shape.num_kv_heads, wide_group, spec.head_dim, *rest)
-    wide[: mine.shape[0], :group] = mine
-    return wide.reshape(-1, *rest)
-
-
-def _fuse_up(source: Tensors, part: str, shape: BackboneShape, rank: int) -> torch.Tensor:
-    names = ("gate", "up") if shape.spec.mlp == "glu" else ("up",)
-    return torch.cat([_columns(source[f"{n}.{part}"], shape, rank) for n in names])
-
-
-def _columns(rows: torch.Tensor, shape: BackboneShape, rank: int) -> torch.Tensor:
-    """Return this rank's MLP rows of (intermediate, ...), zero-padded to the class's per-rank size."""
-    mine = rows[rank * shape.intermediate_size : (rank + 1) * shape.intermediate_size]
-    wide = rows.new_zeros(shape.intermediate_size, *rows.shape[1:])
-    wide[: mine.shape[0]] = mine
-    return wide
+        if name in source and place.rank == 0:
+            canvas.put(prefix + name, source[name])

@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import nn
 
@@ -44,9 +46,26 @@ class TensorStacks(nn.Module):
         return None if attribute is None else self.get_buffer(attribute)
 
     def write(self, slot: int, tensors: dict[str, torch.Tensor]) -> None:
-        """Copy an image into a slot; asynchronous when the image is pinned, ordered before later kernels."""
+        """Copy an image into a slot; asynchronous when the image is pinned, ordered before later kernels.
+
+        Raises:
+            ValueError: a tensor has not the stack's shape and dtype.
+        """
         for name, tensor in tensors.items():
-            self[name][slot].copy_(tensor, non_blocking=True)
+            target = self[name][slot]
+            if (tensor.shape, tensor.dtype) != (target.shape, target.dtype):
+                raise ValueError(
+                    f"{name} is {tensor.dtype} {tuple(tensor.shape)} and does not fit its stack"
+                )
+            if target.is_cpu:
+                # One thread: torch's copy would start a team of its own and push the running step off its cores.
+                np.copyto(_bytes_of(target), _bytes_of(tensor))
+            else:
+                target.copy_(tensor, non_blocking=True)
+
+
+def _bytes_of(tensor: torch.Tensor) -> npt.NDArray[np.uint8]:
+    return tensor.view(-1).view(torch.uint8).numpy()
 
 
 class AdapterStacks(nn.Module):

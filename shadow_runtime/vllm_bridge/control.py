@@ -1,4 +1,4 @@
-"""Loading and unloading adapters in a running engine.
+"""Loading, placing and unloading adapters in a running engine.
 
 Runs in: API process.
 """
@@ -6,7 +6,9 @@ Runs in: API process.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,21 +16,23 @@ from vllm.lora.request import LoRARequest
 
 from shadow_runtime import errors
 from shadow_runtime.artifact import load_adapter
-from shadow_runtime.slots.layout import choose_class
+from shadow_runtime.registry.entry import Level
+from shadow_runtime.slots.layout import ShardPlan, choose_class, slot_bytes
 from shadow_runtime.types import AdapterManifest
-from shadow_runtime.vllm_bridge.request import AdapterSource, build_request
+from shadow_runtime.vllm_bridge.request import AdapterSource
 
 if TYPE_CHECKING:
     from vllm.engine.protocol import EngineClient
 
     from shadow_runtime.vllm_bridge.engine_args import StartPlan
 
-_POLL_SECONDS = 0.005
+_FIRST_POLL_SECONDS = 0.002
+_LAST_POLL_SECONDS = 0.02
 
 
 @dataclass(frozen=True, slots=True)
 class AdapterHandle:
-    """A loaded adapter.
+    """An adapter that `ShadowLLM` has loaded.
 
     Attributes:
         name: its name in requests.
@@ -65,14 +69,34 @@ def inspect_adapter(
     return manifest
 
 
-def stage_outcome(answers: list[Any]) -> bool:
-    """Return whether every worker has staged an adapter; raises the first error that one of them reports."""
+def merge_progress(answers: list[Any]) -> bool | None:
+    """Return what all workers have reached together: True done, False refused without error, None under way.
+
+    Raises:
+        ShadowError: the first error that one of them reports.
+    """
     for answer in answers:
         # A worker's tuple is a list once it has crossed vLLM's wire; an engine in this process hands it on as it is.
         if isinstance(answer, (list, tuple)):
             code, message = answer
             raise _ERRORS.get(code, errors.ShadowError)(message)
-    return all(answers)
+    return None if None in answers else all(answers)
+
+
+class PollDelay:
+    """Delays that grow from 2 ms to 20 ms: every question takes a moment between two steps of the engine.
+
+    They grow by a third, so what takes long is noticed at most a third later than it could have been.
+    """
+
+    def __init__(self) -> None:
+        self._seconds = _FIRST_POLL_SECONDS
+
+    def next(self) -> float:
+        """Return how long to wait before the next question, in seconds."""
+        seconds = self._seconds
+        self._seconds = min(seconds * 4 / 3, _LAST_POLL_SECONDS)
+        return seconds
 
 
 _ERRORS = {
@@ -85,8 +109,9 @@ _ERRORS = {
 
 
 class EngineControl:
-    """Adapter operations on an asynchronous engine client.
+    """Adapter operations on an asynchronous engine client, keyed by digest: the registry's `AdapterLoader`.
 
+    Calls of one digest must not be concurrent; calls of different digests may be.
     Failure behaviour: an adapter that does not load leaves the engine as it was.
     """
 
@@ -94,45 +119,94 @@ class EngineControl:
         self._engine = engine
         self.plan = plan
 
-    async def load(self, name: str, path: str, backbone_config: str | None = None) -> AdapterHandle:
-        """Validate an adapter and hold it in every worker; reading never blocks the engine's steps.
+    async def load(self, manifest: AdapterManifest) -> None:
+        """Hold the adapter at `manifest.path` in every worker; free when it is held already.
+
+        Every worker reads and hashes the files itself, off its step thread, so what is held is what was validated.
 
         Raises:
             AdapterError, AdapterNotFoundError, DigestMismatchError, CapacityError: see `shadow_runtime.errors`.
         """
-        manifest = await asyncio.to_thread(inspect_adapter, self.plan, path, backbone_config)
-        handle = AdapterHandle(name, manifest, build_request(name, manifest))
-        await self._engine.collective_rpc(
-            "shadow_stage", args=(AdapterSource.of(manifest).to_uri(),)
-        )
-        await self._wait_until_staged(manifest.digest)
-        await self._add(handle)
-        return handle
+        uri = AdapterSource.of(manifest).to_uri()
+        await self._finish("shadow_load", uri, undo=partial(self.unload, manifest.digest))
 
-    async def _wait_until_staged(self, digest: str) -> None:
-        # Workers answer RPCs between steps and cannot call back, so their loader threads are asked.
-        while not stage_outcome(  # noqa: ASYNC110
-            await self._engine.collective_rpc("shadow_find_stage_error", args=(digest,))
-        ):
-            await asyncio.sleep(_POLL_SECONDS)
+    async def prefetch(self, digest: str) -> bool:
+        """Copy a held adapter into a free or idle slot of every worker, off the step path.
 
-    async def _add(self, handle: AdapterHandle) -> None:
-        held = await self.worker_status()
-        if all(handle.manifest.digest in status["held"] for status in held):
-            return
-        if any(len(status["held"]) >= self.plan.config.max_host_adapters for status in held):
-            raise errors.CapacityError(
-                f"all {self.plan.config.max_host_adapters} places for adapters in host memory are taken"
-            )
-        await self._engine.add_lora(handle.request)
+        Returns: False when a worker has no such slot, or does not hold the adapter.
+        """
+        return await self._finish("shadow_prefetch", digest)
 
-    async def unload(self, handle: AdapterHandle) -> None:
-        """Free an adapter's slot and host memory in every worker; no request may use it any more."""
-        await self._engine.remove_lora(handle.request.lora_int_id)
+    async def release_slot(self, digest: str) -> None:
+        """Free the slot of a digest that no running request uses; it stays in host memory, a pinned one in its slot."""
+        await self._call("shadow_release_slot", digest)
+
+    async def unload(self, digest: str) -> None:
+        """Free slot and host memory of a digest; no request may use it any more. Unknown digests are ignored."""
+        await self._call("shadow_unload", digest)
+
+    async def pin(self, digest: str) -> None:
+        """Keep a held adapter in its slot.
+
+        Raises:
+            CapacityError: its slot class has `max_pinned_adapters` pinned adapters.
+            AdapterNotFoundError: a worker does not hold it.
+        """
+        await self._finish("shadow_pin", digest, undo=partial(self.unpin, digest))
+
+    async def unpin(self, digest: str) -> None:
+        """Undo `pin`; unknown digests are ignored."""
+        await self._call("shadow_unpin", digest)
+
+    async def levels(self) -> Mapping[str, Level]:
+        """Return `gpu` for digests that are in a slot of every worker, `host` for what every worker holds."""
+        workers = await self.worker_status()
+        held = set.intersection(*(set(worker["held"]) for worker in workers))
+        resident = set.intersection(*(set(worker["resident"]) for worker in workers))
+        return {digest: "gpu" if digest in resident else "host" for digest in held}
+
+    def host_bytes(self, manifest: AdapterManifest) -> int:
+        """Return the bytes of the padded images of all workers together, as if all of them were on this host.
+
+        Raises:
+            AdapterLimitError: it fits no slot class.
+        """
+        base, config = self.plan.base, self.plan.config
+        ranks = self._engine.vllm_config.parallel_config.tensor_parallel_size
+        # Pipeline stages split the layers; only two vectors of the base's width are there once a stage.
+        shard = ShardPlan((0, base.num_layers), has_backbone=True, size=ranks)
+        element_bytes = self._engine.model_config.dtype.itemsize
+        class_index = choose_class(config, manifest)
+        return ranks * slot_bytes(config, class_index, base.hidden_size, shard, element_bytes)
 
     async def worker_status(self) -> list[dict[str, Any]]:
         """Return one state per worker.
 
-        Keys: active, num_slots, num_free_slots, resident (digest to slot), held (digests), host_bytes, rank, runner.
+        Keys: active, num_slots, num_free_slots, resident (digest to slot), pinned and held (digests), host_bytes, rank,
+        runner.
         """
-        return await self._engine.collective_rpc("shadow_status")
+        return await self._call("shadow_status")
+
+    async def _finish(
+        self,
+        method: str,
+        argument: str,
+        undo: Callable[[], Coroutine[Any, Any, None]] | None = None,
+    ) -> bool:
+        # Workers answer between steps and cannot call back, so they are asked until none is under way.
+        delay = PollDelay()
+        answers = await self._call(method, argument)
+        try:
+            while (outcome := merge_progress(answers)) is None:
+                await asyncio.sleep(delay.next())
+                answers = await self._call(method, argument)
+        except BaseException:
+            # Also when the caller goes away. A worker may have finished, or be about to, where another failed. What was
+            # done when the first question was asked has been left by then, so nothing that is in use is undone.
+            if undo is not None:
+                await asyncio.shield(undo())
+            raise
+        return outcome
+
+    async def _call(self, method: str, *arguments: str) -> list[Any]:
+        return await self._engine.collective_rpc(method, args=arguments)

@@ -6,7 +6,7 @@ Runs in: API process.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +76,7 @@ def plan_start(
     *,
     config: ShadowConfig | None = None,
     revision: str | None = None,
+    registered: Callable[[BaseGeometry], Sequence[AdapterManifest]] | None = None,
 ) -> StartPlan:
     """Read the base's config and the named adapters, and derive the slot classes.
 
@@ -85,6 +86,8 @@ def plan_start(
         options: operator's wishes; ignored when `config` is given.
         config: complete settings instead of derived ones.
         revision: of the base's repository.
+        registered: returns the adapters of earlier runs on this base; the slots hold them too, unless they cannot
+            share one server with the named ones.
 
     Raises:
         UnsupportedStackError: vLLM version or base architecture without shadow path.
@@ -100,8 +103,25 @@ def plan_start(
         for a in adapters
     }
     if config is None:
-        config = derive_config(base, list(manifests.values()), options)
+        earlier = [] if registered is None else list(registered(base))
+        config = _derive(base, list(manifests.values()), earlier, options)
     return StartPlan(base, config, manifests)
+
+
+def _derive(
+    base: BaseGeometry,
+    named: list[AdapterManifest],
+    earlier: list[AdapterManifest],
+    options: SlotOptions,
+) -> ShadowConfig:
+    if not earlier:
+        return derive_config(base, named, options)
+    try:
+        return derive_config(base, named + earlier, options)
+    except ConfigError as error:
+        # What an earlier run served under other settings must not keep this one from starting.
+        logger.warning("slots are sized without the adapters of earlier runs: %s", error)
+        return derive_config(base, named, options)
 
 
 def shadow_engine_args(
@@ -110,12 +130,17 @@ def shadow_engine_args(
     """Return the engine arguments of a config, on top of what the user passes.
 
     Raises:
-        ConfigError: the user's arguments ask for vLLM's own LoRA or another worker class.
+        ConfigError: the user's arguments ask for vLLM's own LoRA, another worker class or another scheduler.
     """
     existing = existing or {}
     if existing.get("worker_cls", "auto") not in ("auto", WORKER_CLASS):
         raise ConfigError(
             f"worker_cls {existing['worker_cls']!r} cannot be combined with the shadow path"
+        )
+    if existing.get("scheduler_cls") not in (None, SCHEDULER_FACTORY):
+        raise ConfigError(
+            f"scheduler_cls {existing['scheduler_cls']!r} cannot be combined with the shadow path: "
+            "adapters that wait for a slot would get no turn"
         )
     for name, reason in _REFUSED_ARGUMENTS.items():
         if existing.get(name):
@@ -127,16 +152,9 @@ def shadow_engine_args(
         "max_loras": config.max_resident_adapters,
         "max_cpu_loras": config.max_host_adapters,
         "worker_cls": WORKER_CLASS,
+        "scheduler_cls": SCHEDULER_FACTORY,
         "additional_config": additional,
-    } | _scheduler(existing)
-
-
-def _scheduler(existing: Mapping[str, Any]) -> dict[str, Any]:
-    """Return our scheduler for pipelines, where vLLM's can admit more adapters than a step holds; else nothing."""
-    stages = existing.get("pipeline_parallel_size") or 1
-    if stages == 1 or existing.get("scheduler_cls") is not None:
-        return {}
-    return {"scheduler_cls": SCHEDULER_FACTORY}
+    }
 
 
 def describe_slots(plan: StartPlan, element_bytes: int) -> list[str]:

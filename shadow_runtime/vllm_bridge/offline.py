@@ -15,11 +15,14 @@ from vllm import LLM, RequestOutput, SamplingParams
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.errors import AdapterExistsError, AdapterNotFoundError
 from shadow_runtime.slots.derive import SlotOptions
-from shadow_runtime.vllm_bridge.control import AdapterHandle, inspect_adapter, stage_outcome
+from shadow_runtime.vllm_bridge.control import (
+    AdapterHandle,
+    PollDelay,
+    inspect_adapter,
+    merge_progress,
+)
 from shadow_runtime.vllm_bridge.engine_args import NamedAdapter, plan_start, shadow_engine_args
 from shadow_runtime.vllm_bridge.request import AdapterSource, build_request
-
-_POLL_SECONDS = 0.002
 
 
 class ShadowLLM:
@@ -74,12 +77,11 @@ class ShadowLLM:
             raise AdapterExistsError(f"the name {name!r} is taken; unload it first")
         manifest = inspect_adapter(self.plan, path, backbone_config)
         handle = AdapterHandle(name, manifest, build_request(name, manifest))
-        self.llm.collective_rpc("shadow_stage", args=(AdapterSource.of(manifest).to_uri(),))
-        while not stage_outcome(
-            self.llm.collective_rpc("shadow_find_stage_error", args=(manifest.digest,))
-        ):
-            time.sleep(_POLL_SECONDS)
-        self.llm.llm_engine.add_lora(handle.request)
+        try:
+            self._finish("shadow_load", AdapterSource.of(manifest).to_uri())
+        except BaseException:
+            self._unload_unused(manifest.digest)
+            raise
         self.adapters[name] = handle
         return handle
 
@@ -87,8 +89,23 @@ class ShadowLLM:
         """Forget a name; the adapter's slot and host memory are freed when no other name has the same digest."""
         handle = self._get(name)
         del self.adapters[name]
-        if all(h.manifest.digest != handle.manifest.digest for h in self.adapters.values()):
-            self.llm.llm_engine.remove_lora(handle.request.lora_int_id)
+        self._unload_unused(handle.manifest.digest)
+
+    def prefetch(self, name: str) -> bool:
+        """Copy a loaded adapter into a free or idle slot; returns False when there is none."""
+        return self._finish("shadow_prefetch", self._get(name).manifest.digest)
+
+    def release_slot(self, name: str) -> None:
+        """Free a loaded adapter's slot, unless it is pinned; it stays in host memory."""
+        self.llm.collective_rpc("shadow_release_slot", args=(self._get(name).manifest.digest,))
+
+    def pin(self, name: str) -> None:
+        """Keep a loaded adapter in a slot; raises CapacityError when `max_pinned_adapters` others are pinned."""
+        self._finish("shadow_pin", self._get(name).manifest.digest)
+
+    def unpin(self, name: str) -> None:
+        """Undo `pin`."""
+        self.llm.collective_rpc("shadow_unpin", args=(self._get(name).manifest.digest,))
 
     def generate(
         self,
@@ -115,6 +132,18 @@ class ShadowLLM:
     def shutdown(self) -> None:
         """Stop the engine and its processes."""
         self.llm.llm_engine.engine_core.shutdown()
+
+    def _unload_unused(self, digest: str) -> None:
+        if all(handle.manifest.digest != digest for handle in self.adapters.values()):
+            self.llm.collective_rpc("shadow_unload", args=(digest,))
+
+    def _finish(self, method: str, argument: str) -> bool:
+        delay = PollDelay()
+        while (
+            outcome := merge_progress(self.llm.collective_rpc(method, args=(argument,)))
+        ) is None:
+            time.sleep(delay.next())
+        return outcome
 
     def _get(self, name: str) -> AdapterHandle:
         handle = self.adapters.get(name)

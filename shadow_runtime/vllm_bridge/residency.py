@@ -1,32 +1,32 @@
 """Which adapters a worker holds and where: the object that vLLM's model runners call for everything adapter.
 
-Runs in: GPU worker, step thread; reading and padding run in one loader thread.
+Runs in: GPU worker, step thread; reading and padding run in loader threads.
 
-It takes the place of vLLM's `LRUCacheWorkerLoRAManager` (same method names, called by `LoRAModelRunnerMixin` only).
+It takes the place of vLLM's `LRUCacheWorkerLoRAManager` (same method names, called by `LoRAModelRunnerMixin` only). The
+methods that answer RPCs return at once: what takes long is begun, and asked for again.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from vllm.utils.gpu_sync_debug import gpu_sync_allowed
 
-from shadow_runtime.artifact import load_adapter
 from shadow_runtime.errors import (
     AdapterExistsError,
+    AdapterNotFoundError,
     CapacityError,
-    DigestMismatchError,
     ShadowError,
 )
-from shadow_runtime.slots.image import SlotImage, build_image
-from shadow_runtime.slots.pool import SlotPool
+from shadow_runtime.slots.fill import SlotWriter, StreamWriter, ThreadWriter
+from shadow_runtime.slots.image import SlotImage
+from shadow_runtime.slots.table import SlotTable
 from shadow_runtime.types import NO_ADAPTER, BaseGeometry
+from shadow_runtime.vllm_bridge.image_loader import ImageLoader
 from shadow_runtime.vllm_bridge.request import AdapterSource, adapter_int_id
 
 if TYPE_CHECKING:
@@ -37,80 +37,126 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+Outcome = bool | None | tuple[str, str]
+"""What an operation that takes time has reached: True done, False refused, None under way, (error code, message)."""
+
 
 class AdapterResidency:
     """Host images, slots and the loader of one worker.
 
     Invariants (checked by `check_integrity`): (1) every resident digest has a host image; (2) the host images are at
-    most `max_host_adapters`; (3) an id belongs to one digest; (4) each class's pool holds its own invariants.
+    most `max_host_adapters`; (3) an id belongs to one digest; (4) the slot table holds its own invariants.
 
-    Thread/process ownership: the step thread owns all fields; the loader thread only returns images.
+    Thread/process ownership: the step thread owns all fields.
     Failure behaviour: an adapter that cannot be read leaves everything as it was.
     """
 
     def __init__(self, executor: ShadowExecutor, base: BaseGeometry) -> None:
         self._executor = executor
-        self._base = base
         self._config = executor.config
         self._images: dict[str, SlotImage] = {}
         self._digests: dict[int, str] = {}
         self._dummies: set[int] = set()
-        self._staged: dict[str, Future[SlotImage]] = {}
-        self._loader = ThreadPoolExecutor(1, thread_name_prefix="shadow-loader")
-        self._pools = [
-            SlotPool(self._config.first_slot(i), c.num_slots)
-            for i, c in enumerate(self._config.slot_classes)
-        ]
+        self._loader = ImageLoader(executor, base)
+        self._slots = SlotTable(self._config, self._make_writer())
 
-    # Loading -----------------------------------------------------------------------------------------------------
+    def _make_writer(self) -> SlotWriter:
+        stacks, device = self._executor.stacks, self._executor.state.device
+        if device.type == "cuda":
+            return StreamWriter(stacks, device, gpu_sync_allowed)
+        return ThreadWriter(stacks, self._loader.threads)
 
-    def stage(self, source: AdapterSource) -> None:
-        """Begin to read an adapter in the loader thread; does nothing when it is already here or on its way.
+    # Host memory -------------------------------------------------------------------------------------------------
 
-        A full host tier is refused before anything is read; `find_stage_error` reports it.
-        """
-        staged = self._staged.get(source.digest)
-        has_failed = staged is not None and staged.done() and staged.exception() is not None
-        if source.digest in self._images or (staged is not None and not has_failed):
-            return
-        self._staged.pop(source.digest, None)
-        if len(self._images) < self._config.max_host_adapters:
+    def load(self, source: AdapterSource) -> Outcome:
+        """Hold an adapter in host memory; ask again while it is under way. A full host tier is refused unread."""
+        digest = source.digest
+        if digest in self._images:
+            return True
+        if digest not in self._loader.staged:
+            if len(self._images) >= self._config.max_host_adapters:
+                return _refusal(self._full())
             self._drop_abandoned()
-            self._staged[source.digest] = self._loader.submit(self._read, source)
-        else:
-            refused: Future[SlotImage] = Future()
-            refused.set_exception(self._full())
-            self._staged[source.digest] = refused
+            self._loader.begin(source)
+            return None
+        if not self._loader.is_ready(digest):
+            return None
+        try:
+            self._hold(source)
+        except Exception as error:
+            # Whatever a loader thread met is the answer to the one who asked; the engine goes on.
+            return _refusal(error)
+        return True
 
     def _drop_abandoned(self) -> None:
-        """Make room among staged images: a load that was given up before it was added would stay for ever."""
-        excess = len(self._images) + len(self._staged) + 1 - self._config.max_host_adapters
-        finished = [digest for digest, future in self._staged.items() if future.done()]
-        for digest in finished[: max(excess, 0)]:
-            del self._staged[digest]
+        """Make room among what was read: a load that was given up before it was held would stay for ever."""
+        excess = len(self._images) + len(self._loader.staged) + 1 - self._config.max_host_adapters
+        ready = [digest for digest in sorted(self._loader.staged) if self._loader.is_ready(digest)]
+        for digest in ready[: max(excess, 0)]:
+            self._loader.drop(digest)
 
     def _full(self) -> CapacityError:
         return CapacityError(
             f"all {self._config.max_host_adapters} places for adapters in host memory are taken"
         )
 
-    def find_stage_error(self, digest: str) -> tuple[str, str] | bool:
-        """Return True when a staged adapter is ready, False while it loads, else (error code, message)."""
-        future = self._staged.get(digest)
-        if future is None:
-            # Its error was told to another caller, or it was unloaded or dropped meanwhile: waiting would never end.
-            gone = (ShadowError.code, f"{digest} is not being loaded any more; load it again")
-            return digest in self._images or gone
-        if not future.done():
+    def _hold(self, source: AdapterSource) -> None:
+        adapter_id = adapter_int_id(source.digest)
+        known = self._digests.get(adapter_id, source.digest)
+        try:
+            if known != source.digest:
+                raise AdapterExistsError(
+                    f"{source.digest} and {known} share the 31-bit id {adapter_id}"
+                )
+            if len(self._images) >= self._config.max_host_adapters:
+                raise self._full()
+            image = self._loader.take(source)
+        finally:
+            self._loader.drop(source.digest)
+        self._images[source.digest] = image
+        self._digests[adapter_id] = source.digest
+
+    def unload(self, digest: str) -> bool:
+        """Free an adapter's slot and host memory; returns False when it was not held."""
+        self._loader.drop(digest)
+        self._slots.release(digest)
+        is_held = self._images.pop(digest, None) is not None
+        if is_held:
+            del self._digests[adapter_int_id(digest)]
+        return is_held
+
+    # Slots, beside the steps -------------------------------------------------------------------------------------
+
+    def prefetch(self, digest: str) -> Outcome:
+        """Copy a held adapter into a free or idle slot; False when there is none or it is not held."""
+        image = self._images.get(digest)
+        if image is None:
             return False
-        error = future.exception()
-        if error is None:
-            return True
-        del self._staged[digest]
-        return (error.code if isinstance(error, ShadowError) else "internal_error", str(error))
+        return self._slots.prefetch(digest, image)
+
+    def pin(self, digest: str) -> Outcome:
+        """Keep a held adapter in a slot; ask again while its copy is under way."""
+        image = self._images.get(digest)
+        if image is None:
+            return _refusal(AdapterNotFoundError(f"{digest} is not held in host memory"))
+        try:
+            return self._slots.pin(digest, image)
+        except ShadowError as error:
+            return _refusal(error)
+
+    def unpin(self, digest: str) -> None:
+        """Undo `pin`; unknown digests are ignored."""
+        self._slots.unpin(digest)
+
+    def release_slot(self, digest: str) -> None:
+        """Free the slot of an adapter that no running request uses, unless it is pinned; its image stays."""
+        if digest not in self._slots.pinned:
+            self._slots.release(digest)
+
+    # What vLLM calls ---------------------------------------------------------------------------------------------
 
     def add_adapter(self, request: LoRARequest) -> bool:
-        """Hold an adapter in host memory; vLLM's load call, and its fallback in a step.
+        """Hold an adapter in host memory; vLLM's load call, and its fallback in a step, which waits for the reading.
 
         Returns: True when it was not held before.
 
@@ -120,64 +166,24 @@ class AdapterResidency:
         if request.lora_int_id in self._dummies:
             return False
         source = AdapterSource.from_uri(request.lora_path)
-        known = self._digests.get(request.lora_int_id)
-        if known is not None and known != source.digest:
-            raise AdapterExistsError(
-                f"{source.digest} and {known} share the 31-bit id {request.lora_int_id}"
-            )
-        if known is not None:
+        if source.digest in self._images:
             return False
-        if len(self._images) >= self._config.max_host_adapters:
-            self._staged.pop(source.digest, None)
-            raise self._full()
-        image = self._take_staged(source)
-        self._images[source.digest] = image
-        self._digests[request.lora_int_id] = source.digest
+        self._hold(source)
         return True
-
-    def _take_staged(self, source: AdapterSource) -> SlotImage:
-        future = self._staged.pop(source.digest, None)
-        return self._read(source) if future is None else future.result()
-
-    def _read(self, source: AdapterSource) -> SlotImage:
-        config = None if source.backbone_config is None else Path(source.backbone_config)
-        adapter = load_adapter(
-            Path(source.path), self._base, self._config.limits, backbone_config=config
-        )
-        if adapter.manifest.digest != source.digest:
-            raise DigestMismatchError(
-                f"the files at {source.path} changed: expected {source.digest}, read {adapter.manifest.digest}"
-            )
-        return build_image(
-            adapter,
-            self._config,
-            self._executor.plan,
-            hidden_size=self._executor.hidden_size,
-            dtype=self._executor.dtype,
-            pin=self._executor.state.is_cuda,
-        )
 
     def remove_adapter(self, adapter_id: int) -> bool:
         """Free an adapter's slot and host memory; returns False when it was not held."""
-        digest = self._digests.pop(adapter_id, None)
-        if digest is None:
-            return False
-        image = self._images.pop(digest)
-        self._pools[image.class_index].release(digest)
-        return True
+        digest = self._digests.get(adapter_id)
+        return digest is not None and self.unload(digest)
 
     def list_adapters(self) -> set[int]:
         """Return the ids of all held adapters."""
         return set(self._digests)
 
     def pin_adapter(self, adapter_id: int) -> bool:
-        """Keep a held adapter in its slot; returns False when it is not held."""
+        """Begin to keep a held adapter in a slot; returns False when it is not held or the pins are used up."""
         digest = self._digests.get(adapter_id)
-        if digest is None:
-            return False
-        self._ensure_slot(digest, keep=())
-        self._pools[self._images[digest].class_index].pin(digest)
-        return True
+        return digest is not None and not isinstance(self.pin(digest), tuple)
 
     # The step ----------------------------------------------------------------------------------------------------
 
@@ -199,15 +205,15 @@ class AdapterResidency:
         """Return (num_tokens,) int32 slots of (num_tokens,) int64 adapter ids, 0 meaning none."""
         active = np.unique(ids[ids > 0])
         slots = np.full(ids.shape, NO_ADAPTER, dtype=np.int32)
+        self._slots.begin_step([self._digests[i] for i in active.tolist() if i in self._digests])
         if active.size == 0:
             return slots
-        keep = {self._digests[i] for i in active.tolist() if i in self._digests}
-        table = np.array([self._slot_of(i, keep) for i in active.tolist()], dtype=np.int32)
+        table = np.array([self._slot_of(i) for i in active.tolist()], dtype=np.int32)
         has_adapter = ids > 0
         slots[has_adapter] = table[np.searchsorted(active, ids[has_adapter])]
         return slots
 
-    def _slot_of(self, adapter_id: int, keep: set[str]) -> int:
+    def _slot_of(self, adapter_id: int) -> int:
         if adapter_id in self._dummies:
             # vLLM numbers its warm-up adapters from 1; they only run, whatever the slot holds.
             return (adapter_id - 1) % self._config.num_slots
@@ -216,17 +222,7 @@ class AdapterResidency:
             raise RuntimeError(
                 f"step has tokens of adapter id {adapter_id}, which no request of the step names"
             )
-        return self._ensure_slot(digest, keep)
-
-    def _ensure_slot(self, digest: str, keep: Any) -> int:
-        image = self._images[digest]
-        return self._pools[image.class_index].ensure(
-            digest, keep, lambda slot: self._write(slot, image)
-        )
-
-    def _write(self, slot: int, image: SlotImage) -> None:
-        with gpu_sync_allowed():
-            self._executor.stacks.write(slot, image)
+        return self._slots.ensure(digest, self._images[digest])
 
     # Warm-up -----------------------------------------------------------------------------------------------------
 
@@ -256,22 +252,22 @@ class AdapterResidency:
 
     def status(self) -> dict[str, Any]:
         """Return what `EngineControl.worker_status` shows of this worker."""
-        resident = {d: s for pool in self._pools for d, s in pool.resident.items()}
+        self._slots.settle()
         return {
             "active": True,
             "num_slots": self._config.num_slots,
-            "num_free_slots": sum(pool.num_free for pool in self._pools),
-            "resident": resident,
+            "num_free_slots": self._slots.num_free,
+            "resident": self._slots.resident,
+            "pinned": sorted(self._slots.pinned),
             "held": sorted(self._images),
             "host_bytes": sum(image.num_bytes for image in self._images.values()),
         }
 
     def check_integrity(self) -> None:
         """Raise RuntimeError when an invariant of the class does not hold."""
-        for pool in self._pools:
-            pool.check_integrity()
-            if not pool.resident.keys() <= self._images.keys():
-                raise RuntimeError("a resident adapter has no host image")
+        self._slots.check_integrity()
+        if not self._slots.resident.keys() <= self._images.keys():
+            raise RuntimeError("a resident adapter has no host image")
         if len(self._images) > self._config.max_host_adapters:
             raise RuntimeError("more host images than max_host_adapters")
         if sorted(self._digests.values()) != sorted(self._images):
@@ -279,6 +275,13 @@ class AdapterResidency:
         for adapter_id, digest in self._digests.items():
             if adapter_id != adapter_int_id(digest):
                 raise RuntimeError(f"id {adapter_id} is not that of {digest}")
+
+
+def _refusal(error: Exception) -> tuple[str, str]:
+    if not isinstance(error, ShadowError):
+        logger.error("An adapter could not be loaded", exc_info=error)
+        return ("internal_error", f"{type(error).__name__}: {error}")
+    return (error.code, str(error))
 
 
 def find_residency(runner: object) -> AdapterResidency | None:

@@ -5,24 +5,38 @@ Runs in: API process.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
+from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
 import uvloop
 import vllm.envs as envs
 from fastapi import FastAPI
+from vllm.engine.protocol import EngineClient
 from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 from vllm.entrypoints.launchers.launcher import serve_http, setup_server
 from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
 from vllm.logger import configure_logging_from_args, init_logger
 
+from shadow_runtime.catalog import base_fingerprint
 from shadow_runtime.errors import ConfigError, ShadowError
+from shadow_runtime.registry import (
+    AdapterRegistry,
+    RegistrySettings,
+    open_catalog,
+    open_registry,
+)
+from shadow_runtime.sandbox import SandboxValidator
+from shadow_runtime.types import AdapterManifest, BaseGeometry
+from shadow_runtime.vllm_bridge.control import EngineControl
 from shadow_runtime.vllm_bridge.engine_args import (
     StartPlan,
     describe_slots,
@@ -30,8 +44,12 @@ from shadow_runtime.vllm_bridge.engine_args import (
     shadow_engine_args,
 )
 from shadow_runtime.vllm_bridge.serving_args import (
+    LifecycleOptions,
     check_names,
+    default_state_dir,
+    lifecycle_options,
     make_parser,
+    named_adapter,
     parse,
     slot_options,
 )
@@ -44,13 +62,17 @@ Attach = Callable[[VllmEngine, Namespace], FastAPI]
 
 
 def main(
-    arguments: list[str], add_arguments: Callable[[ArgumentParser], None], attach: Attach
+    arguments: list[str],
+    add_arguments: Callable[[ArgumentParser], None],
+    check: Callable[[Namespace], None],
+    attach: Attach,
 ) -> int:
     """Run `shadowserve serve`: returns the exit status.
 
     Args:
         arguments: the command line after `serve`.
         add_arguments: adds the server's own options.
+        check: raises ConfigError for options that contradict each other; nothing has been started then.
         attach: makes the application of the started engine.
     """
     cli_env_setup()
@@ -59,6 +81,7 @@ def main(
     args = parse(parser, arguments)
     configure_logging_from_args(args)
     try:
+        check(args)
         plan = _plan(args)
         uvloop.run(_serve(args, plan, attach))
     except ShadowError as error:
@@ -74,7 +97,13 @@ def _plan(args: Namespace) -> StartPlan:
     if args.model.startswith(("/", ".", "~")) and not os.path.exists(args.model):
         raise ConfigError(f"the base model {args.model!r} does not exist")
     try:
-        plan = plan_start(args.model, args.adapter, slot_options(args), revision=args.revision)
+        plan = plan_start(
+            args.model,
+            args.adapter,
+            slot_options(args),
+            revision=args.revision,
+            registered=partial(_registered, args),
+        )
     except (OSError, ValueError) as error:
         # What transformers says about a model that is not there or not readable.
         reason = str(error).partition("\n")[0]
@@ -84,18 +113,44 @@ def _plan(args: Namespace) -> StartPlan:
     return plan
 
 
+def _registered(args: Namespace, base: BaseGeometry) -> list[AdapterManifest]:
+    """Return what answers in the registry of an earlier run."""
+    fingerprint = base_fingerprint(base)
+    args.state_dir = args.state_dir or default_state_dir(fingerprint)
+    catalog = open_catalog(args.state_dir, fingerprint, args.registry_url)
+    try:
+        records = catalog.changes_since(0).adapters
+    finally:
+        catalog.close()
+    current = (v for r in records for v in r.versions if v.version == r.current)
+    return [version.artifact.manifest for version in current]
+
+
 async def _serve(args: Namespace, plan: StartPlan, attach: Attach) -> None:
     # Until uvicorn runs, SIGTERM ends the start; the launcher installs its own handlers later.
     signal.signal(signal.SIGTERM, _interrupt)
     address, sock = setup_server(args, reuse_port=False)
+    options = lifecycle_options(args)
+    validator = SandboxValidator(
+        plan.base,
+        plan.config,
+        max_memory_bytes=options.validation_bytes,
+        max_seconds=options.validation_seconds,
+    )
     try:
-        async with build_async_engine_client(args) as client:
+        async with AsyncExitStack() as stack:
+            stack.push_async_callback(validator.close)
+            await validator.start()
+            client = await stack.enter_async_context(build_async_engine_client(args))
             tasks = await client.get_supported_tasks()
-            element_bytes = client.model_config.dtype.itemsize
-            for line in describe_slots(plan, element_bytes):
+            for line in describe_slots(plan, client.model_config.dtype.itemsize):
                 logger.info(line)
-            engine = VllmEngine(client, args, plan, tuple(tasks))
-            await _load_named(engine, args)
+            control = EngineControl(client, plan)
+            registry = await _open_registry(args, options, plan, control, validator)
+            stack.push_async_callback(registry.close)
+            engine = VllmEngine(client, args, plan, tuple(tasks), registry, control)
+            await _publish_named(registry, args)
+            args.max_num_seqs = _max_running_requests(client)
             app = attach(engine, args)
             await engine.bind(app)
             logger.info("Serving %s on %s", ", ".join(engine.base_names), address)
@@ -106,11 +161,47 @@ async def _serve(args: Namespace, plan: StartPlan, attach: Attach) -> None:
         sock.close()
 
 
-async def _load_named(engine: VllmEngine, args: Namespace) -> None:
+def _max_running_requests(client: EngineClient) -> int:
+    """Return how many sequences the engine runs at once: what the server's queue stands in front of."""
+    config = client.vllm_config
+    replicas: int = config.parallel_config.data_parallel_size
+    return replicas * config.scheduler_config.max_num_seqs
+
+
+async def _open_registry(
+    args: Namespace,
+    options: LifecycleOptions,
+    plan: StartPlan,
+    control: EngineControl,
+    validator: SandboxValidator,
+) -> AdapterRegistry:
+    settings = RegistrySettings(
+        max_host_adapters=plan.config.max_host_adapters,
+        max_host_bytes=options.max_host_bytes,
+        adapter_wait_seconds=options.adapter_wait_seconds,
+    )
+    logger.info("Adapters are registered and stored in %s", args.state_dir)
+    return await open_registry(
+        control,
+        validator,
+        state_dir=args.state_dir,
+        base_fingerprint=base_fingerprint(plan.base),
+        database_url=options.registry_url,
+        settings=settings,
+    )
+
+
+async def _publish_named(registry: AdapterRegistry, args: Namespace) -> None:
     for adapter in args.adapter:
-        config = None if adapter.backbone_config is None else str(adapter.backbone_config)
-        outcome = await engine.adapters.load(adapter.name, str(adapter.path), config)
-        logger.info("Adapter %s: %s", adapter.name, outcome.entry.digest)
+        name = named_adapter(adapter.name)
+        staged = await asyncio.to_thread(
+            registry.store.stage_directory,
+            adapter.path,
+            adapter.backbone_config,
+            source_label=f"command line {adapter.path.name}",
+        )
+        entry = (await registry.publish(name, staged)).entry
+        logger.info("Adapter %s version %d: %s", name.display, entry.version, entry.digest)
 
 
 def _launch_options(args: Namespace, sock: Any) -> dict[str, Any]:

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import difflib
 import logging
+import os
 import re
 import sys
 from argparse import ArgumentTypeError, Namespace
 from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,8 +20,9 @@ from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed
 from vllm.utils.argparse_utils import FlexibleArgumentParser
 
 from shadow_runtime.errors import ConfigError
-from shadow_runtime.registry import is_adapter_name
+from shadow_runtime.registry.name import parse_adapter as parse_name
 from shadow_runtime.slots.derive import SlotOptions
+from shadow_runtime.types import DEFAULT_TENANT, AdapterName
 from shadow_runtime.vllm_bridge.engine_args import NamedAdapter
 
 DRAIN_SECONDS = 30
@@ -80,8 +83,8 @@ def make_parser() -> ServeParser:
         action="append",
         default=[],
         type=parse_adapter,
-        metavar="NAME=PATH[,backbone_config=FILE]",
-        help="Serve the adapter at PATH as NAME; repeatable.",
+        metavar="[TENANT/]NAME=PATH[,backbone_config=FILE]",
+        help="Serve the adapter at PATH as NAME, from the start; repeatable.",
     )
     defaults = SlotOptions()
     for option, text in _SLOT_OPTIONS.items():
@@ -92,8 +95,76 @@ def make_parser() -> ServeParser:
             metavar="N",
             help=text,
         )
+    lifecycle = LifecycleOptions()
+    for option, text in _LIFECYCLE_OPTIONS.items():
+        group.add_argument(
+            f"--{option.replace('_', '-')}",
+            type=_positive_float,
+            default=getattr(lifecycle, option),
+            metavar="SECONDS",
+            help=f"{text} Default: %(default)s.",
+        )
+    group.add_argument(
+        "--state-dir",
+        type=Path,
+        metavar="DIR",
+        help="Where the registry and the adapters' bytes are kept; default: a directory per base model "
+        "below $XDG_STATE_HOME or ~/.local/state.",
+    )
+    group.add_argument(
+        "--registry-url",
+        metavar="URL",
+        help="Database of the registry, shared by replicas: postgresql://... Default: SQLite in the state directory.",
+    )
+    group.add_argument(
+        "--max-host-bytes",
+        type=_positive_int,
+        metavar="BYTES",
+        help="Host memory that adapters may take together; default: bounded by their number.",
+    )
+    group.add_argument(
+        "--validation-bytes",
+        type=_positive_int,
+        default=lifecycle.validation_bytes,
+        metavar="BYTES",
+        help="Memory that the check of one adapter may take. Default: %(default)s.",
+    )
     parser.set_defaults(shutdown_timeout=DRAIN_SECONDS)
     return parser
+
+
+@dataclass(frozen=True, slots=True)
+class LifecycleOptions:
+    """What the operator may set about registering and loading adapters.
+
+    Attributes:
+        state_dir: directory of the registry and the store; None for the default of the base model.
+        registry_url: database that replicas share; None for SQLite in the state directory.
+        adapter_wait_seconds: how long a request waits for an adapter that is not in memory.
+        max_adapter_wait_seconds: how long a request waits for its adapter's turn in a slot.
+        max_host_bytes: host memory of all held adapters, None without a bound.
+        validation_seconds, validation_bytes: bounds of one adapter's check.
+    """
+
+    state_dir: Path | None = None
+    registry_url: str | None = None
+    adapter_wait_seconds: float = 30.0
+    max_adapter_wait_seconds: float = 5.0
+    max_host_bytes: int | None = None
+    validation_seconds: float = 60.0
+    validation_bytes: int = 8 << 30
+
+
+def lifecycle_options(args: Namespace) -> LifecycleOptions:
+    """Return the lifecycle options of a parsed command line."""
+    names = [field.name for field in fields(LifecycleOptions)]
+    return LifecycleOptions(**{name: getattr(args, name) for name in names})
+
+
+def default_state_dir(fingerprint: str) -> Path:
+    """Return where a server keeps what it knows about a base: below $XDG_STATE_HOME or ~/.local/state."""
+    home = os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state"
+    return Path(home) / "shadowserve" / fingerprint.removeprefix("sha256:")[:16]
 
 
 _SLOT_OPTIONS = {
@@ -104,6 +175,14 @@ _SLOT_OPTIONS = {
     "max_gate_size": "Widest gate bottleneck; default: derived, else 10.",
     "max_resident_adapters": "Adapters that device memory holds and one step may mix.",
     "max_host_adapters": "Adapters that host memory holds.",
+    "max_pinned_adapters": "Slots beyond those, so that pinned adapters take none from the others.",
+    "adapter_quantum_tokens": "Tokens that an adapter is served before another one that waits for a slot.",
+}
+
+_LIFECYCLE_OPTIONS = {
+    "adapter_wait_seconds": "How long a request waits for an adapter that is not in memory.",
+    "max_adapter_wait_seconds": "How long a request waits for its adapter's turn in a slot.",
+    "validation_seconds": "How long the check of one adapter may take.",
 }
 
 
@@ -113,11 +192,18 @@ def parse_adapter(text: str) -> NamedAdapter:
     path, comma, config = rest.partition(",backbone_config=")
     if not equals or not path or (comma and not config):
         raise ArgumentTypeError(f"{text!r} is not NAME=PATH or NAME=PATH,backbone_config=FILE")
-    if not is_adapter_name(name):
-        raise ArgumentTypeError(
-            f"{name!r} is no adapter name: 1 to 128 letters, digits, '.', '_' or '-'"
-        )
+    named_adapter(name)
     return NamedAdapter(name, Path(path).absolute(), Path(config).absolute() if config else None)
+
+
+def named_adapter(text: str) -> AdapterName:
+    """Return the adapter name that `name` or `tenant/name` means; raises ArgumentTypeError for anything else."""
+    parsed = parse_name(text, DEFAULT_TENANT)
+    if parsed is None or parsed[1] is not None:
+        raise ArgumentTypeError(
+            f"{text!r} is no adapter name: 1 to 128 letters, digits, '.', '_' or '-', after TENANT/ if it is a tenant's"
+        )
+    return parsed[0]
 
 
 def parse(parser: ServeParser, arguments: Sequence[str]) -> Namespace:
@@ -138,7 +224,8 @@ def parse(parser: ServeParser, arguments: Sequence[str]) -> Namespace:
 
 def slot_options(args: Namespace) -> SlotOptions:
     """Return the slot options of a parsed command line."""
-    return SlotOptions(**{option: getattr(args, option) for option in _SLOT_OPTIONS})
+    chosen = {option: getattr(args, option) for option in _SLOT_OPTIONS}
+    return SlotOptions(**chosen, max_adapter_wait_seconds=args.max_adapter_wait_seconds)
 
 
 def check_names(args: Namespace) -> None:
@@ -163,6 +250,16 @@ def _refusals(args: Namespace) -> list[str]:
         ),
     }
     return [reason for reason, is_refused in checks.items() if is_refused]
+
+
+def _positive_float(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise ArgumentTypeError(f"{text!r} is not a positive number")
+    return value
 
 
 def _positive_int(text: str) -> int:

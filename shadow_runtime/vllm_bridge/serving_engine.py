@@ -15,7 +15,7 @@ import time
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, ValuesView
 from functools import partial
-from typing import Any, cast
+from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -36,14 +36,18 @@ from vllm.entrypoints.serve.tokenize import api_router as tokenize_routes
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
 from vllm.lora.request import LoRARequest
 
-from shadow_runtime.registry import AdapterEntry, AdapterLoader, AdapterRegistry
+from shadow_runtime.registry import AdapterEntry, AdapterRegistry
+from shadow_runtime.types import RequestTag
 from shadow_runtime.vllm_bridge.control import EngineControl
 from shadow_runtime.vllm_bridge.engine_args import StartPlan
+from shadow_runtime.vllm_bridge.request import build_request
+from shadow_runtime.vllm_bridge.request_tag import apply_tag
 from shadow_runtime.vllm_bridge.serving_latency import (
     LatencySink,
     adapter_name,
     observe_latency,
 )
+from shadow_runtime.vllm_bridge.serving_usage import UsageSink, observe_usage
 
 _PROBE_WAIT_SECONDS = 5.0
 _PROBE_FRESH_SECONDS = 1.0
@@ -69,7 +73,7 @@ class AdapterRequests(Mapping[str, LoRARequest]):
         entry = self._adapters.find_by_key(key)
         if entry is None:
             raise KeyError(key)
-        return entry.handle.lora_request  # type: ignore[attr-defined]
+        return build_request(entry.name.display, entry.manifest)
 
     def __iter__(self) -> Iterator[str]:
         return (entry.key for entry in self._adapters.entries())
@@ -94,17 +98,33 @@ class VllmEngine:
     """
 
     def __init__(
-        self, client: EngineClient, args: Namespace, plan: StartPlan, tasks: tuple[Any, ...]
+        self,
+        client: EngineClient,
+        args: Namespace,
+        plan: StartPlan,
+        tasks: tuple[Any, ...],
+        adapters: AdapterRegistry,
+        control: EngineControl,
     ) -> None:
+        """Take over a started engine.
+
+        Args:
+            client: the engine.
+            args: parsed `serve` command line.
+            plan: what was decided before the start.
+            tasks: what the engine supports.
+            adapters: a registry over `control`, started; its owner closes it.
+            control: of this client.
+        """
         self._client = client
         self._args = args
         self._tasks = tasks
         self._is_stopping = False
         self._probe: asyncio.Task[str | None] | None = None
         self._probed_at = 0.0
-        self.control = EngineControl(client, plan)
-        # The registry hands back only handles that this loader gave it.
-        self.adapters = AdapterRegistry(cast(AdapterLoader, self.control))
+        self.plan = plan
+        self.control = control
+        self.adapters = adapters
         self.base_names = tuple(args.served_model_name or [args.model])
         self.base_root: str = args.model
         self.max_model_len: int = client.model_config.max_model_len
@@ -138,6 +158,20 @@ class VllmEngine:
         """Send every latency to `sink` from now on."""
         observe_latency(self._client.output_processor, sink)  # type: ignore[attr-defined]
 
+    def observe_usage(self, sink: UsageSink) -> None:
+        """Report every ended sequence to `sink` from now on, under its request's tag."""
+        observe_usage(self._client.output_processor, sink)  # type: ignore[attr-defined]
+
+    def request_schemas(self) -> dict[str, dict[str, Any]]:
+        """Return path to JSON schema of the request bodies that vLLM's handlers take."""
+        bodies = {
+            "/v1/completions": _COMPLETION,
+            "/v1/chat/completions": _CHAT,
+            "/tokenize": _TOKENIZE,
+            "/detokenize": _DETOKENIZE,
+        }
+        return {path: fields.json_schema() for path, fields in bodies.items()}
+
     async def find_unready_reason(self) -> str | None:
         """Return why requests would not be served now, None when they would."""
         if self._is_stopping:
@@ -153,41 +187,38 @@ class VllmEngine:
         return self._probe.result() if done else "The workers did not answer in time"
 
     async def complete(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
         """Answer with vLLM's completion handler."""
-        return await self._call(
-            _COMPLETION, completion_routes.create_completion, body, request, adapter
-        )
+        asked = self._parse(_COMPLETION, body, adapter)
+        apply_tag(asked, tag)
+        return await self._answer(completion_routes.create_completion, asked, request)
 
     async def chat(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
         """Answer with vLLM's chat handler."""
-        return await self._call(_CHAT, chat_routes.create_chat_completion, body, request, adapter)
+        asked = self._parse(_CHAT, body, adapter)
+        apply_tag(asked, tag)
+        return await self._answer(chat_routes.create_chat_completion, asked, request)
 
     async def tokenize(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
-        """Answer with vLLM's tokenizer handler."""
-        return await self._call(_TOKENIZE, tokenize_routes.tokenize, body, request, adapter)
+        """Answer with vLLM's tokenizer handler; the tag has no use there."""
+        asked = self._parse(_TOKENIZE, body, adapter)
+        return await self._answer(tokenize_routes.tokenize, asked, request)
 
     async def detokenize(
-        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None
+        self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
     ) -> Response:
-        """Answer with vLLM's detokenizer handler."""
-        return await self._call(_DETOKENIZE, tokenize_routes.detokenize, body, request, adapter)
+        """Answer with vLLM's detokenizer handler; the tag has no use there."""
+        asked = self._parse(_DETOKENIZE, body, adapter)
+        return await self._answer(tokenize_routes.detokenize, asked, request)
 
-    async def _call(
-        self,
-        fields: TypeAdapter[Any],
-        handler: Any,
-        body: dict[str, Any],
-        request: Request,
-        adapter: AdapterEntry | None,
-    ) -> Response:
-        if self._is_stopping:
-            return _stopping()
+    def _parse(
+        self, fields: TypeAdapter[Any], body: dict[str, Any], adapter: AdapterEntry | None
+    ) -> Any:
         if adapter is not None:
             body["model"] = adapter.key
         elif body.get("model") is None:
@@ -196,9 +227,13 @@ class VllmEngine:
             # The caller resolved the name; anything else here would be a wrong answer.
             raise ValueError("the request names neither a leased adapter nor the base model")
         try:
-            asked = fields.validate_python(body)
+            return fields.validate_python(body)
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from None
+
+    async def _answer(self, handler: Any, asked: Any, request: Request) -> Response:
+        if self._is_stopping:
+            return _stopping()
         # vLLM's handlers return None when the client left first.
         answer = await handler(asked, request)
         return answer if answer is not None else Response(status_code=_CLIENT_LEFT_STATUS)

@@ -15,7 +15,7 @@ from shadow_runtime.artifact import base_geometry
 from shadow_runtime.errors import UnsupportedStackError
 from shadow_runtime.vllm_bridge.executor import ShadowExecutor
 from shadow_runtime.vllm_bridge.request import AdapterSource
-from shadow_runtime.vllm_bridge.residency import AdapterResidency, find_residency
+from shadow_runtime.vllm_bridge.residency import AdapterResidency, Outcome, find_residency
 from shadow_runtime.vllm_bridge.version import check_version
 
 if TYPE_CHECKING:
@@ -68,13 +68,31 @@ class ShadowWorker(_PlatformWorker):
             )
         return available
 
-    def shadow_stage(self, uri: str) -> None:
-        """Begin to read an adapter off the step thread."""
-        self._residency().stage(AdapterSource.from_uri(uri))
+    # All of these return at once; `EngineControl` asks again for what is under way.
 
-    def shadow_find_stage_error(self, digest: str) -> tuple[str, str] | bool:
-        """See `AdapterResidency.find_stage_error`."""
-        return self._residency().find_stage_error(digest)
+    def shadow_load(self, uri: str) -> Outcome:
+        """See `AdapterResidency.load`."""
+        return self._residency().load(AdapterSource.from_uri(uri))
+
+    def shadow_unload(self, digest: str) -> bool:
+        """See `AdapterResidency.unload`."""
+        return self._residency().unload(digest)
+
+    def shadow_prefetch(self, digest: str) -> Outcome:
+        """See `AdapterResidency.prefetch`."""
+        return self._residency().prefetch(digest)
+
+    def shadow_release_slot(self, digest: str) -> None:
+        """See `AdapterResidency.release_slot`."""
+        self._residency().release_slot(digest)
+
+    def shadow_pin(self, digest: str) -> Outcome:
+        """See `AdapterResidency.pin`."""
+        return self._residency().pin(digest)
+
+    def shadow_unpin(self, digest: str) -> None:
+        """See `AdapterResidency.unpin`."""
+        self._residency().unpin(digest)
 
     def shadow_status(self) -> dict[str, Any]:
         """Return this worker's state; `{"active": False}` when the residency is not installed."""

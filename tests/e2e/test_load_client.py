@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from load_client import Group, Plan, Report, finish_load, start_load
+from load_client import Group, Plan, Report, finish_load, started_load
 
 PAUSE = 0.03
 NUM_EVENTS = 4
@@ -61,8 +61,8 @@ async def port() -> AsyncIterator[int]:
 
 
 async def run(port: int, directory: Path, *groups: Group) -> Report:
-    process = start_load(Plan("127.0.0.1", port, list(groups)), directory)
-    return await asyncio.to_thread(finish_load, process, directory, 30)
+    with started_load(Plan("127.0.0.1", port, list(groups)), directory) as process:
+        return await asyncio.to_thread(finish_load, process, directory, 30)
 
 
 def window(seconds: float, delay: float = 1.0) -> tuple[float, float]:
@@ -110,3 +110,11 @@ async def test_nothing_is_started_outside_the_windows(port: int, tmp_path: Path)
         assert any(a <= record.sent_at < b + 0.1 for a, b in windows)
     assert 10 <= len(report.of("open")) + report.num_skipped <= 12
     assert len(report.of("closed")) >= 6
+
+
+async def test_a_client_pauses_after_each_answer(port: int, tmp_path: Path) -> None:
+    group = Group("slow", [{}], 4, [window(1.2)], pause_seconds=0.4)
+    instants = sorted(r.sent_at for r in (await run(port, tmp_path, group)).records)
+    # An answer takes 0.12 s: three turns of four clients, which do not ask all at once.
+    assert 8 <= len(instants) <= 12
+    assert instants[3] - instants[0] > 0.2

@@ -2,6 +2,7 @@
 
 import json
 import socket
+from pathlib import Path
 
 import httpx
 import pytest
@@ -95,7 +96,7 @@ def test_lines_to_try_hold_valid_json():
 
 
 def test_server_is_started_with_every_shipped_adapter():
-    words = serve_arguments()
+    words = serve_arguments(Path("/state"))
     named = [words[i + 1] for i, word in enumerate(words) if word == "--adapter"]
     assert named == [f"{name}={path}" for name, path in demo_adapter_paths().items()]
     assert len(named) >= 4
@@ -111,7 +112,7 @@ def test_dtype_is_one_that_the_installed_engine_takes(monkeypatch, installed, dt
         raise demo_command.metadata.PackageNotFoundError(name)
 
     monkeypatch.setattr(demo_command.metadata, "version", version)
-    words = demo_command.serve_arguments()
+    words = demo_command.serve_arguments(Path("/state"))
     assert words[words.index("--dtype") + 1] == dtype
 
 

@@ -1,9 +1,26 @@
 """The error table is total, and messages carry nothing of the machine."""
 
+import ast
+from pathlib import Path
+
 import pytest
 
+import shadow_server
 from shadow_runtime import errors as runtime_errors
-from shadow_server.errors import RULES, describe_validation, error_body, rule_of, scrub
+from shadow_server.errors import (
+    CODE_RULES,
+    RULES,
+    STATUS_RULES,
+    ApiError,
+    describe_validation,
+    error_body,
+    rule_of,
+    rule_of_status,
+    scrub,
+)
+from shadow_server.errors_document import render_errors
+
+DOCUMENT = Path(shadow_server.__file__).parents[2] / "docs" / "errors.md"
 
 
 def runtime_classes():
@@ -22,13 +39,69 @@ def test_table_is_total_and_tells_the_class_code():
     for cls in classes:
         rule = rule_of(cls("why"))
         assert rule.code == cls.code
+        assert CODE_RULES[cls.code] is rule
+
+
+def test_every_row_holds_together():
+    for code, rule in CODE_RULES.items():
+        assert rule.code == code
         assert 400 <= rule.status < 600
-        assert (rule.status >= 500) == (rule.type == "server_error")
+        assert rule.meaning.endswith(".")
+        assert (rule.status >= 500) == (rule.type in ("server_error", "service_unavailable_error"))
+        assert (rule.status == 503) == (rule.type == "service_unavailable_error")
+        assert (rule.retry_after_seconds is not None) == (rule.status in (429, 503))
+        assert not rule.is_retryable or rule.retry_after_seconds
 
 
 def test_codes_are_unique():
     codes = [rule.code for rule in RULES.values()]
     assert len(codes) == len(set(codes))
+    assert not set(codes) & {rule.code for rule in STATUS_RULES.values()}
+
+
+def test_every_code_that_the_source_raises_is_in_the_table():
+    used = set()
+    for path in Path(shadow_server.__file__).parent.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            used |= codes_in(node)
+    assert len(used) > 15
+    assert used <= set(CODE_RULES)
+
+
+def codes_in(node):
+    """Return the codes in one call of `ApiError.of` or `ApiError(..., code=...)` or `rule_of_status`."""
+    if not isinstance(node, ast.Call):
+        return set()
+    name = ast.unparse(node.func)
+    given = []
+    if name == "ApiError.of":
+        given = node.args[:1]
+    elif name == "rule_of_status":
+        given = node.args[1:2]
+    elif name == "ApiError":
+        given = [word.value for word in node.keywords if word.arg == "code"]
+    return {value.value for value in given if isinstance(value, ast.Constant) and value.value}
+
+
+def test_error_by_code():
+    error = ApiError.of("server_overloaded", "full", headers={"Retry-After": "7", "x-a": "b"})
+    answer = error.response()
+    assert answer.status_code == 503
+    assert answer.headers["retry-after"] == "7"
+    assert answer.headers["x-should-retry"] == "true"
+    assert answer.headers["x-a"] == "b"
+    assert ApiError.of("insufficient_quota", "no").response().headers["x-should-retry"] == "false"
+    assert int(ApiError.of("insufficient_quota", "no").response().headers["retry-after"]) >= 1
+    with pytest.raises(KeyError):
+        ApiError.of("no_such_code", "why")
+
+
+def test_status_without_a_row_and_code_of_the_engine():
+    assert rule_of_status(418).code == "invalid_request"
+    assert rule_of_status(502).type == "server_error"
+    rule = rule_of_status(503, "engine_says")
+    assert (rule.code, rule.is_retryable) == ("engine_says", True)
+    assert rule_of_status(400, "server_overloaded").status == 400
 
 
 def test_unlisted_subclass_gets_its_ancestor():
@@ -36,6 +109,10 @@ def test_unlisted_subclass_gets_its_ancestor():
         pass
 
     assert rule_of(NewFileError()).code == "adapter_file_invalid"
+
+
+def test_document_is_made_from_the_table():
+    assert DOCUMENT.read_text() == render_errors(CODE_RULES.values())
 
 
 def test_body_shape():

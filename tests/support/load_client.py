@@ -13,12 +13,14 @@ import array
 import asyncio
 import itertools
 import json
+import math
 import re
 import resource
 import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -42,6 +44,7 @@ class Group:
         rate: requests a second of an open group; None for a closed one.
         headers: sent with every request.
         path: of the route.
+        pause_seconds: how long a client of a closed group waits after each answer.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Group:
     rate: float | None = None
     headers: dict[str, str] = field(default_factory=dict)
     path: str = "/v1/completions"
+    pause_seconds: float = 0.0
 
 
 @dataclass
@@ -232,9 +236,11 @@ class _Load:
         requests = _requests(self._plan, group, index)
         for start, end in group.active:
             # Spread the first requests, so that the answers do not end all at once for ever.
-            await _sleep_until(start + min(1.0, end - start) * index / group.num_clients)
-            while time.monotonic() < end:
+            at = start + min(max(1.0, group.pause_seconds), end - start) * index / group.num_clients
+            while at < end:
+                await _sleep_until(at)
                 await self._ask(group, *next(requests))
+                at = time.monotonic() + group.pause_seconds
 
     async def _run_open(self, group: Group) -> None:
         assert group.rate is not None
@@ -337,12 +343,22 @@ async def _sleep_until(instant: float) -> None:
     await asyncio.sleep(max(0.0, instant - time.monotonic()))
 
 
-def start_load(plan: Plan, directory: Path) -> subprocess.Popen[bytes]:
+def quantile(values: Sequence[float], part: float) -> float:
+    """Return the smallest of the sorted values that `part` of them do not exceed."""
+    return values[max(0, math.ceil(part * len(values)) - 1)]
+
+
+@contextmanager
+def started_load(plan: Plan, directory: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Start the clients in a process of their own; `finish_load` with the same directory waits for it."""
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "plan.json").write_text(json.dumps(asdict(plan)))
     words = [sys.executable, __file__, str(directory / "plan.json"), str(directory / "result.json")]
-    return subprocess.Popen(words)
+    with subprocess.Popen(words) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def finish_load(

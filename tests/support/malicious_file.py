@@ -200,7 +200,10 @@ FILES: dict[str, Case] = {
         "gaps",
     ),
     "all tensors at one place": Case(
-        PEFT, set_header(lambda h: dict.fromkeys(h.keys() - {"__metadata__"}, TENSOR)), AdapterFileError, "overlap"
+        PEFT,
+        set_header(lambda h: dict.fromkeys(h.keys() - {"__metadata__"}, TENSOR)),
+        AdapterFileError,
+        "overlap",
     ),
     "product of sizes over 64 bits": Case(
         PEFT, set_entry(shape=[1 << 40, 1 << 40]), AdapterFileError, "byte range"

@@ -70,7 +70,7 @@ UNLOADED = "passive"
 
 def arguments(root: Path) -> list[str]:
     """Return the demo's command line without one of its adapters, with another root to load from."""
-    words = serve_arguments()
+    words = serve_arguments(root.parent / "state")
     position = words.index(f"{UNLOADED}={ADAPTERS[UNLOADED]}")
     return [*words[: position - 1], *words[position + 1 :], "--adapter-root", str(root)]
 

@@ -5,12 +5,12 @@ Runs in: API process.
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections.abc import Iterable
-from itertools import accumulate
 
 from prometheus_client.core import HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from shadow_server.observability.histogram import Histogram
 
 BASE_LABEL = "__base__"
 OTHER_LABEL = "__other__"
@@ -55,30 +55,8 @@ _TAKEOVER_RATIO = 2
 _HALVING_REQUESTS = 4096
 
 
-class _Histogram:
-    __slots__ = ("bounds", "counts", "total_seconds")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total_seconds = 0.0
-
-    def observe(self, seconds: float) -> None:
-        # Prometheus buckets are inclusive above: a value equal to a bound belongs to it.
-        self.counts[bisect_left(self.bounds, seconds)] += 1
-        self.total_seconds += seconds
-
-    def add(self, other: _Histogram) -> None:
-        self.counts = [a + b for a, b in zip(self.counts, other.counts, strict=True)]
-        self.total_seconds += other.total_seconds
-
-    def buckets(self) -> list[tuple[str, float]]:
-        names = [*(str(bound) for bound in self.bounds), "+Inf"]
-        return list(zip(names, map(float, accumulate(self.counts)), strict=True))
-
-
-def _new_histograms() -> tuple[_Histogram, ...]:
-    return tuple(_Histogram(bounds) for _, _, bounds in SERIES)
+def _new_histograms() -> tuple[Histogram, ...]:
+    return tuple(Histogram(bounds) for _, _, bounds in SERIES)
 
 
 class AdapterLatency(Collector):
@@ -123,7 +101,7 @@ class AdapterLatency(Collector):
                 family.add_metric([label], histogram.buckets(), histogram.total_seconds)
             yield family
 
-    def _of(self, adapter: str | None) -> tuple[_Histogram, ...]:
+    def _of(self, adapter: str | None) -> tuple[Histogram, ...]:
         if adapter is None:
             return self._series[BASE_LABEL]
         return self._series.get(adapter) or self._series[OTHER_LABEL]

@@ -1,349 +1,316 @@
-"""The registry against a model of what it must do, under arbitrary orders of events."""
+"""Leases: which adapter a request gets, how long it waits, and what is left of one that gives up."""
 
 import asyncio
-import dataclasses
-from dataclasses import dataclass, field
+import time
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from shadow_runtime.errors import AdapterExistsError, AdapterFileError, AdapterNotFoundError
-from shadow_runtime.registry import AdapterRegistry, AdapterState, is_adapter_name
-from shadow_runtime.types import AdapterManifest, BackboneSpec
-
-BACKBONE = BackboneSpec(
-    **dict.fromkeys((f.name for f in dataclasses.fields(BackboneSpec)), 0)  # type: ignore[arg-type]
+from fake_runtime import FakeLoader, digest_of, full_name, stage, turns, until
+from shadow_runtime.errors import (
+    AdapterFailedError,
+    AdapterLoadingError,
+    AdapterNotFoundError,
+    AdapterTensorError,
 )
+from shadow_runtime.registry import AdapterState
+
+A, B, C = full_name("a"), full_name("b"), full_name("c")
+ONE, TWO, THREE = digest_of("one"), digest_of("two"), digest_of("three")
 
 
-def manifest(digest: str) -> AdapterManifest:
-    fields = dict.fromkeys((f.name for f in dataclasses.fields(AdapterManifest)), 0)
-    return AdapterManifest(**{**fields, "digest": digest, "backbone": BACKBONE})  # type: ignore[arg-type]
+async def one_of_two_on_disk(open_world, **settings):
+    """Return a world with one place, `a` = one on disk and `b` = two in it."""
+    world = await open_world(max_host_adapters=1, **settings)
+    await world.publish("a", "one")
+    await world.publish("b", "two")
+    return world
 
 
-@dataclass(frozen=True)
-class Handle:
-    name: str
-    manifest: AdapterManifest
+async def test_a_lease_of_a_resident_adapter_never_lets_the_loop_run(world):
+    await world.publish("a", "one")
+    coroutine = world.registry.lease(A)
+    with pytest.raises(StopIteration) as done:
+        coroutine.send(None)
+    lease = done.value.value
+    assert lease.entry.num_leases == 1
+    assert world.events.waits == []
+    with lease:
+        pass
+    lease.release()
+    assert lease.entry.num_leases == 0
 
 
-@dataclass
-class RecordingLoader:
-    """Takes a path as the digest; `held` is what the engine holds."""
-
-    held: set[str] = field(default_factory=set)
-    num_unloads: int = 0
-    refuses_unload: bool = False
-    gate: asyncio.Event | None = None
-    num_concurrent: int = 0
-
-    async def load(self, name, path, backbone_config=None):
-        await self._turn()
-        if path == "bad":
-            raise AdapterFileError("truncated")
-        self.held.add(path)
-        return Handle(name, manifest(path))
-
-    async def unload(self, handle):
-        await self._turn()
-        if self.refuses_unload:
-            raise RuntimeError("engine says no")
-        if handle.manifest.digest not in self.held:
-            raise RuntimeError("unloaded twice")
-        self.held.remove(handle.manifest.digest)
-        self.num_unloads += 1
-
-    async def _turn(self):
-        self.num_concurrent += 1
-        if self.num_concurrent > 1:
-            raise RuntimeError("two engine calls at once")
-        for _ in range(3):
-            await asyncio.sleep(0)
-        if self.gate is not None:
-            await self.gate.wait()
-        self.num_concurrent -= 1
-
-
-async def settle() -> None:
-    for _ in range(40):
-        await asyncio.sleep(0)
-
-
-def run(scenario):
-    loader = RecordingLoader()
-    registry = AdapterRegistry(loader)
-    asyncio.run(scenario(registry, loader))
-    registry.check_integrity()
-
-
-def test_load_binds_name_and_lease_pins_digest():
-    async def scenario(registry, loader):
-        outcome = await registry.load("math", "d1")
-        assert outcome.is_new
-        assert outcome.entry.digest == "d1"
-        lease = registry.lease("math")
-        entry = await registry.unload("math", wait_seconds=0.01)
-        assert entry.state is AdapterState.DRAINING
-        assert not entry.settled.is_set()
-        assert loader.held == {"d1"}
+async def test_unknown_names_and_versions_are_not_found(world):
+    await world.publish("a", "one")
+    for name, version in ((B, None), (A, 2), (A, 0), (full_name("a", "acme"), None)):
         with pytest.raises(AdapterNotFoundError):
-            registry.lease("math")
-        assert registry.find_by_key(entry.key) is entry
-        lease.release()
-        lease.release()
-        await asyncio.wait_for(entry.settled.wait(), 5)
-        assert loader.held == set()
-        assert registry.entries() == []
+            await world.registry.lease(name, version)
         with pytest.raises(AdapterNotFoundError):
-            registry.get("math")
+            world.registry.get(name, version)
+        assert not world.registry.has(name, version)
+    assert world.registry.has(A, 1)
 
-    run(scenario)
+
+async def test_the_first_request_of_an_evicted_adapter_waits_and_others_go_on(open_world):
+    world = await one_of_two_on_disk(open_world)
+    entry = world.registry.get(A)
+    assert (entry.state, entry.level) == (AdapterState.RESIDENT, "disk")
+    world.loader.gates[ONE] = asyncio.Event()
+    waiting = asyncio.create_task(world.registry.lease(A))
+    await until(lambda: world.loader.num_calls("load", ONE) == 2)
+    assert entry.state is AdapterState.LOADING
+    assert entry.num_leases == 1
+    world.loader.gates[ONE].set()
+    lease = await waiting
+    assert (lease.entry, entry.state, entry.level) == (entry, AdapterState.RESIDENT, "gpu")
+    assert len(world.events.waits) == 1
+    assert world.events.loads[-1] == ("store", "ok")
+    assert world.events.evictions == ["capacity", "capacity"]
+    lease.release()
 
 
-def test_unload_waits_for_last_lease_within_the_wait():
-    async def scenario(registry, loader):
-        await registry.load("math", "d1")
-        lease = registry.lease("math")
-        unloading = asyncio.create_task(registry.unload("math", wait_seconds=5))
-        await settle()
-        assert not unloading.done()
+async def test_requests_for_one_adapter_share_one_load(open_world):
+    world = await one_of_two_on_disk(open_world)
+    leases = await asyncio.gather(*(world.registry.lease(A) for _ in range(20)))
+    assert world.loader.num_calls("load", ONE) == 2
+    assert world.registry.get(A).num_leases == 20
+    for lease in leases:
         lease.release()
-        entry = await unloading
-        assert entry.settled.is_set()
-        assert loader.held == set()
-
-    run(scenario)
+    assert world.registry.get(A).num_leases == 0
 
 
-def test_same_bytes_are_idempotent_and_cost_no_entry():
-    async def scenario(registry, loader):
-        first = await registry.load("math", "d1")
-        again = await registry.load("math", "d1")
-        assert not again.is_new
-        assert again.entry is first.entry
-        assert len(registry.entries()) == 1
-
-    run(scenario)
-
-
-def test_other_bytes_replace_and_the_old_ones_leave_after_their_last_request():
-    async def scenario(registry, loader):
-        await registry.load("math", "d1")
-        old_lease = registry.lease("math")
-        outcome = await registry.load("math", "d2")
-        assert outcome.replaced is old_lease.entry
-        new_lease = registry.lease("math")
-        assert (old_lease.entry.digest, new_lease.entry.digest) == ("d1", "d2")
-        assert loader.held == {"d1", "d2"}
-        old_lease.release()
-        await settle()
-        assert loader.held == {"d2"}
-        new_lease.release()
-
-    run(scenario)
+async def test_a_waiting_request_gets_the_version_that_its_name_had_when_it_asked(open_world):
+    world = await one_of_two_on_disk(open_world, publish_wait_seconds=0.1)
+    world.loader.gates[ONE] = asyncio.Event()
+    waiting = asyncio.create_task(world.registry.lease(A))
+    await until(lambda: world.loader.num_calls("load", ONE) == 2)
+    assert (await world.publish("a", "three")).entry.level == "disk"
+    world.loader.gates[ONE].set()
+    lease = await waiting
+    assert (lease.entry.digest, lease.entry.state) == (ONE, AdapterState.DRAINING)
+    assert ONE in world.loader.held
+    lease.release()
 
 
-def test_refused_replacement_leaves_the_name_and_the_engine_as_they_were():
-    async def scenario(registry, loader):
-        await registry.load("math", "d1")
-        with pytest.raises(AdapterExistsError):
-            await registry.load("math", "d2", can_replace=False)
-        assert loader.held == {"d1"}
-        assert registry.get("math").digest == "d1"
-
-    run(scenario)
-
-
-def test_failed_load_changes_nothing():
-    async def scenario(registry, loader):
-        await registry.load("math", "d1")
-        with pytest.raises(AdapterFileError):
-            await registry.load("math", "bad")
-        with pytest.raises(AdapterFileError):
-            await registry.load("other", "bad")
-        assert registry.get("math").digest == "d1"
-        assert not registry.has("other")
-
-    # The loader counts a raised call as running, so give it back.
-    class Loader(RecordingLoader):
-        async def _turn(self):
-            await asyncio.sleep(0)
-
-    loader = Loader()
-    registry = AdapterRegistry(loader)
-    asyncio.run(scenario(registry, loader))
-    registry.check_integrity()
+async def test_a_wait_that_takes_too_long_leaves_no_lease_behind(open_world):
+    world = await one_of_two_on_disk(open_world, adapter_wait_seconds=0.05)
+    world.loader.gates[ONE] = asyncio.Event()
+    with pytest.raises(AdapterLoadingError, match=r"'a' was not loaded within 0\.05 s"):
+        await world.registry.lease(A)
+    assert world.registry.get(A).num_leases == 0
+    assert world.events.waits[0] >= 0.05
+    world.loader.gates[ONE].set()
+    await until(lambda: world.registry.get(A).state is AdapterState.RESIDENT)
+    (await world.registry.lease(A)).release()
 
 
-def test_names_with_one_digest_share_it():
-    async def scenario(registry, loader):
-        await registry.load("a", "d1")
-        await registry.load("b", "d1")
-        await registry.unload("a", wait_seconds=5)
-        assert loader.held == {"d1"}
-        await registry.unload("b", wait_seconds=5)
-        assert loader.held == set()
-        assert loader.num_unloads == 1
-
-    run(scenario)
-
-
-def test_caller_that_goes_away_leaves_no_orphan_in_the_engine():
-    async def scenario(registry, loader):
-        loader.gate = asyncio.Event()
-        loading = asyncio.create_task(registry.load("math", "d1"))
-        await settle()
-        loading.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await loading
-        loader.gate.set()
-        await settle()
-        assert loader.held == {"d1"}
-        assert registry.get("math").digest == "d1"
-
-    run(scenario)
+async def test_a_cancelled_wait_leaves_no_lease_behind(open_world):
+    world = await one_of_two_on_disk(open_world)
+    world.loader.gates[ONE] = asyncio.Event()
+    waiting = asyncio.create_task(world.registry.lease(A))
+    other = asyncio.create_task(world.registry.lease(A))
+    await until(lambda: world.loader.num_calls("load", ONE) == 2)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    assert world.registry.get(A).num_leases == 1
+    world.loader.gates[ONE].set()
+    (await other).release()
 
 
-def test_unload_that_the_engine_refuses_is_told_and_can_be_tried_again():
-    class Loader(RecordingLoader):
-        async def _turn(self):
-            await asyncio.sleep(0)
-
-    async def scenario():
-        await registry.load("math", "d1")
-        loader.refuses_unload = True
-        with pytest.raises(RuntimeError, match="engine says no"):
-            await registry.unload("math", wait_seconds=5)
-        assert registry.get("math").state is AdapterState.FAILED
-        assert not registry.has("math")
-        loader.refuses_unload = False
-        await registry.unload("math", wait_seconds=5)
-        assert registry.entries() == []
-        assert loader.held == set()
-
-    loader = Loader()
-    registry = AdapterRegistry(loader)
-    asyncio.run(scenario())
-    registry.check_integrity()
+async def test_loads_that_hang_block_neither_other_adapters_nor_the_loop(open_world):
+    world = await open_world(adapter_wait_seconds=0.4, max_concurrent_loads=2, max_host_adapters=4)
+    texts = [f"hung {number}" for number in range(3)]
+    for text in texts:
+        world.loader.gates[digest_of(text)] = asyncio.Event()
+        await world.publish(text.replace(" ", "-"), text, wait=False)
+    await until(lambda: world.loader.num_calls("load") == 2)
+    await world.publish("a", "one", wait=False)
+    started = time.monotonic()
+    (await world.registry.lease(A)).release()
+    assert time.monotonic() - started < 0.4
+    assert world.loader.num_calls("load") == 4
 
 
-@pytest.mark.parametrize("text", ["math", "a", "A.b-c_9", "0", "x" * 128])
-def test_names_that_are_taken(text):
-    assert is_adapter_name(text)
+async def test_a_failed_load_is_told_quickly_and_tried_again_later(open_world):
+    world = await one_of_two_on_disk(open_world, retry_failed_seconds=0.2)
+    world.loader.failures[ONE] = AdapterTensorError("the engine found a NaN")
+    with pytest.raises(AdapterFailedError, match="'a' cannot be loaded: the engine found a NaN"):
+        await world.registry.lease(A)
+    entry = world.registry.get(A)
+    assert (entry.state, entry.num_leases) == (AdapterState.FAILED, 0)
+    assert entry.failure is world.loader.failures[ONE]
+    del world.loader.failures[ONE]
+    with pytest.raises(AdapterFailedError):
+        await world.registry.lease(A)
+    assert world.loader.num_calls("load", ONE) == 2
+    (await world.registry.lease(B)).release()
+    await asyncio.sleep(0.2)
+    (await world.registry.lease(A)).release()
+    assert (entry.state, entry.failure) == (AdapterState.RESIDENT, None)
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["", ".", "..", "-x", "a/b", "a:b", "a@1", "a b", "a\n", "a\0", "é", "x" * 129, "../x", "a\\b"],
-)
-def test_names_that_are_refused(text):
-    assert not is_adapter_name(text)
-    with pytest.raises(ValueError, match="adapter name"):
-        asyncio.run(AdapterRegistry(RecordingLoader()).load(text, "d1"))
+async def test_a_request_waits_for_room_when_every_place_is_leased(open_world):
+    world = await one_of_two_on_disk(open_world)
+    holder = await world.registry.lease(B)
+    waiting = asyncio.create_task(world.registry.lease(A))
+    await turns(200)
+    assert not waiting.done()
+    holder.release()
+    (await waiting).release()
+    assert world.loader.held.keys() == {ONE}
 
 
-NAMES = ("a", "b", "c")
-DIGESTS = ("d1", "d2", "d3")
+async def test_a_request_that_finds_no_room_in_time_is_told_so(open_world):
+    world = await one_of_two_on_disk(open_world, adapter_wait_seconds=0.05)
+    holder = await world.registry.lease(B)
+    with pytest.raises(AdapterLoadingError):
+        await world.registry.lease(A)
+    assert world.loader.held.keys() == {TWO}
+    holder.release()
+    await turns(200)
+    # Nobody waits any more, so nothing is loaded or evicted.
+    assert world.loader.held.keys() == {TWO}
 
 
-class RegistryMachine(RuleBasedStateMachine):
-    """Loads, leases, releases and unloads in any order; the engine runs in between as it likes.
-
-    The oracle knows what each open lease was promised: its digest must be held by the engine.
-    """
-
-    def __init__(self):
-        super().__init__()
-        self.loop = asyncio.new_event_loop()
-        self.loader = RecordingLoader()
-        self.registry = AdapterRegistry(self.loader)
-        self.leases = []
-        self.pending = []
-
-    def _do(self, coroutine):
-        return self.loop.run_until_complete(coroutine)
-
-    @rule(name=st.sampled_from(NAMES), digest=st.sampled_from(DIGESTS))
-    def load(self, name, digest):
-        outcome = self._do(self.registry.load(name, digest))
-        assert outcome.entry.digest == digest
-        assert self.registry.get(name) is outcome.entry
-
-    @rule(name=st.sampled_from(NAMES), digest=st.sampled_from(DIGESTS))
-    def start_load(self, name, digest):
-        self.pending.append(self.loop.create_task(self.registry.load(name, digest)))
-
-    @rule(num_turns=st.integers(0, 5))
-    def let_run(self, num_turns):
-        async def turns():
-            for _ in range(num_turns):
-                await asyncio.sleep(0)
-
-        self._do(turns())
-
-    @rule(name=st.sampled_from(NAMES))
-    def lease(self, name):
-        if not self.registry.has(name):
-            with pytest.raises(AdapterNotFoundError):
-                self.registry.lease(name)
-            return
-        lease = self.registry.lease(name)
-        self.leases.append((lease, lease.entry.digest))
-
-    @precondition(lambda self: self.leases)
-    @rule(data=st.data())
-    def release(self, data):
-        index = data.draw(st.integers(0, len(self.leases) - 1))
-        lease, _ = self.leases.pop(index)
-
-        async def release():
-            lease.release()
-
-        self._do(release())
-
-    @rule(name=st.sampled_from(NAMES))
-    def unload(self, name):
-        async def unload():
-            was_known = any(e.name == name for e in self.registry.entries())
-            try:
-                await self.registry.unload(name, wait_seconds=0)
-            except AdapterNotFoundError:
-                assert not was_known
-
-        self._do(unload())
-        assert not self.registry.has(name) or self.pending
-
-    @invariant()
-    def promises_hold(self):
-        self.registry.check_integrity()
-        for lease, digest in self.leases:
-            assert lease.entry.digest == digest
-            assert digest in self.loader.held
-        for entry in self.registry.entries():
-            if entry.state is AdapterState.RESIDENT:
-                assert entry.digest in self.loader.held
-
-    def teardown(self):
-        async def finish():
-            for lease, _ in self.leases:
-                lease.release()
-            await asyncio.gather(*self.pending)
-            for name in NAMES:
-                if self.registry.has(name):
-                    await self.registry.unload(name, wait_seconds=5)
-            await settle()
-
-        try:
-            self._do(finish())
-        finally:
-            self.loop.close()
-        assert self.registry.entries() == []
-        assert self.loader.held == set()
+async def test_an_old_version_can_be_asked_for_by_its_number(world):
+    await world.publish("a", "one")
+    await world.publish("a", "two")
+    await until(lambda: world.registry.find_by_key("default/a@1") is None)
+    picture = world.registry.get(A, 1)
+    assert (picture.state, picture.level) == (AdapterState.RESIDENT, "host")
+    lease = await world.registry.lease(A, 1)
+    assert (lease.entry.digest, lease.entry.state) == (ONE, AdapterState.RESIDENT)
+    assert world.registry.get(A).digest == TWO
+    assert world.registry.find_by_key("default/a@1") is lease.entry
+    assert world.loader.use(ONE) is not None
+    lease.release()
+    await turns()
+    assert world.loader.slots.find(ONE) is None
+    assert world.registry.find_by_key("default/a@1") is None
+    assert world.loader.num_calls("load", ONE) == 1
 
 
-RegistryMachine.TestCase.settings = settings(
-    max_examples=150, stateful_step_count=40, deadline=None
-)
-test_registry_state_machine = RegistryMachine.TestCase
+async def test_a_draining_version_that_is_asked_for_answers_again(world):
+    await world.publish("a", "one")
+    first = await world.registry.lease(A)
+    await world.publish("a", "two")
+    assert first.entry.state is AdapterState.DRAINING
+    second = await world.registry.lease(A, 1)
+    assert second.entry is first.entry
+    assert first.entry.state is AdapterState.RESIDENT
+    first.release()
+    await turns()
+    assert not first.entry.settled.is_set()
+    second.release()
+    await turns()
+    assert first.entry.settled.is_set()
+
+
+async def test_a_version_of_a_deleted_name_answers_nobody(world):
+    await world.publish("a", "one")
+    await world.publish("a", "two")
+    lease = await world.registry.lease(A, 1)
+    await world.registry.delete(A, wait_seconds=0)
+    assert lease.entry.state is AdapterState.DRAINING
+    with pytest.raises(AdapterNotFoundError):
+        await world.registry.lease(A, 1)
+    assert ONE in world.loader.held
+    lease.release()
+    await until(lambda: not world.loader.held)
+
+
+async def test_missing_bytes_are_told_and_found_when_they_appear(open_world):
+    world = await one_of_two_on_disk(open_world)
+    path = world.store.find(ONE).path
+    elsewhere = path.with_name("elsewhere")
+    path.rename(elsewhere)
+    with pytest.raises(AdapterFailedError, match="not in this server's store"):
+        await world.registry.lease(A)
+    assert world.registry.get(A).state is AdapterState.REGISTERED
+    elsewhere.rename(path)
+    (await world.registry.lease(A)).release()
+
+
+async def test_levels_are_what_the_engine_says(world):
+    await world.publish("a", "one")
+    world.loader.slots.release(ONE)
+    assert world.registry.get(A).level == "gpu"
+    await world.registry.refresh_levels()
+    assert world.registry.get(A).level == "host"
+
+
+async def test_a_tenant_sees_and_counts_its_own(world):
+    await world.publish("a", "one")
+    for text in ("one", "two"):
+        await publish_for(world, "acme", text)
+    assert [str(e.name) for e in world.registry.entries("acme")] == ["acme/one", "acme/two"]
+    assert len(world.registry.entries()) == 3
+    assert world.registry.num_resident("acme") == 2
+    assert world.registry.num_resident("default") == 1
+    assert world.registry.num_resident("nobody") == 0
+    assert (await world.registry.usage("acme")).num_adapters == 2
+    assert world.loader.num_calls("load") == 2
+
+
+async def publish_for(world, tenant, text):
+    staged = await asyncio.to_thread(stage, world.store, text)
+    return await world.registry.publish(full_name(text, tenant), staged)
+
+
+async def test_room_for_a_tenant_is_made_of_what_it_used_longest_ago(world):
+    for tenant, text in (("acme", "one"), ("acme", "two"), ("other", "two"), ("acme", "three")):
+        await publish_for(world, tenant, text)
+    assert await world.registry.make_room("acme", 4)
+    assert len(world.loader.held) == 3
+    assert await world.registry.make_room("acme", 3)
+    # `two` is another tenant's, too.
+    assert world.loader.held.keys() == {TWO, THREE}
+    lease = await world.registry.lease(full_name("three", "acme"))
+    assert not await world.registry.make_room("acme", 1)
+    assert world.loader.held.keys() == {TWO, THREE}
+    lease.release()
+    assert not await world.registry.make_room("acme", 1)
+    assert world.loader.held.keys() == {TWO}
+
+
+async def test_room_for_a_tenant_counts_what_is_being_loaded(world):
+    await publish_for(world, "acme", "one")
+    assert await world.registry.make_room("acme", 1)
+    world.loader.gates[ONE] = asyncio.Event()
+    waiting = asyncio.create_task(world.registry.lease(full_name("one", "acme")))
+    await until(lambda: world.registry.num_resident("acme") == 1)
+    assert world.loader.held.keys() == set()
+    assert not await world.registry.make_room("acme", 1, TWO)
+    # What is on its way needs no other place.
+    assert await world.registry.make_room("acme", 1, ONE)
+    world.loader.gates[ONE].set()
+    (await waiting).release()
+
+
+async def test_integrity_finds_a_count_that_does_not_add_up(world):
+    await world.publish("a", "one")
+    entry = world.registry.get(A)
+    entry.num_leases += 1
+    with pytest.raises(RuntimeError, match="leases"):
+        world.registry.check_integrity()
+    entry.num_leases -= 2
+    with pytest.raises(RuntimeError, match="-1 leases"):
+        world.registry.check_integrity()
+    entry.num_leases += 1
+    entry.state = AdapterState.FAILED
+    with pytest.raises(RuntimeError, match="shows FAILED"):
+        world.registry.check_integrity()
+    entry.state = AdapterState.RESIDENT
+    world.registry.check_integrity()
+
+
+async def test_close_ends_everything_while_loads_hang(open_world):
+    world = await open_world(FakeLoader())
+    world.loader.gates[ONE] = asyncio.Event()
+    await world.publish("a", "one", wait=False)
+    await until(lambda: world.loader.num_calls("load") == 1)
+    before = len(asyncio.all_tasks())
+    assert before > 1
+    await world.registry.close()
+    assert len(asyncio.all_tasks()) == 1

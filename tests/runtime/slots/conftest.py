@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -209,3 +209,11 @@ def write_slot() -> Callable[..., AdapterStacks]:
         return stacks
 
     return write
+
+
+@pytest.fixture
+def dirty_memory() -> Iterator[None]:
+    """Fill memory that was asked for without a value with NaN; fresh memory would be zeros by luck."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)

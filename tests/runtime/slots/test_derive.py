@@ -45,7 +45,9 @@ def test_the_default_is_the_papers_one_layer_backbone(family: str) -> None:
     config = derive_config(base, [])
     spec = only_spec(config)
     assert (config.max_injection_rank, config.max_gate_size) == (16, 10)
-    assert (config.num_slots, config.max_host_adapters) == (8, 256)
+    # Eight that a step may mix, and two more that pins may take.
+    assert (config.num_slots, config.max_host_adapters) == (10, 256)
+    assert (config.max_resident_adapters, config.max_pinned_adapters) == (8, 2)
     assert (spec.num_layers, spec.intermediate_size, spec.hidden_size) == (1, 256, 64)
     assert (spec.family, spec.vocab_size, spec.has_projection) == (family, 0, False)
     heads = base.hf_config.get("num_attention_heads", base.hf_config.get("n_head"))
@@ -61,13 +63,18 @@ def test_options_size_the_implicit_class() -> None:
         max_gate_size=7,
         max_resident_adapters=3,
         max_host_adapters=11,
+        max_pinned_adapters=4,
+        max_adapter_wait_seconds=0.5,
+        adapter_quantum_tokens=33,
     )
     config = derive_config(base_of("qwen3"), [], options)
     spec = only_spec(config)
     assert (spec.num_layers, spec.intermediate_size, spec.num_heads) == (3, 48, 2)
     assert (spec.num_kv_heads, spec.head_dim, len(spec.windows)) == (2, 32, 3)
     assert (config.max_injection_rank, config.max_gate_size) == (5, 7)
-    assert (config.num_slots, config.max_host_adapters) == (3, 11)
+    assert (config.num_slots, config.max_host_adapters) == (7, 11)
+    assert (config.max_resident_adapters, config.max_pinned_adapters) == (3, 4)
+    assert (config.max_adapter_wait_seconds, config.adapter_quantum_tokens) == (0.5, 33)
 
 
 def test_gpt2_spells_its_sizes_its_own_way() -> None:
@@ -79,7 +86,7 @@ def test_gpt2_spells_its_sizes_its_own_way() -> None:
 
 def test_host_tier_grows_with_the_slots() -> None:
     options = SlotOptions(max_resident_adapters=300)
-    assert derive_config(base_of("llama"), [], options).max_host_adapters == 300
+    assert derive_config(base_of("llama"), [], options).max_host_adapters == 302
 
 
 def test_named_adapters_alone_decide_the_sizes(
@@ -127,7 +134,8 @@ def test_backbones_of_other_kinds_get_classes_of_their_own(
     manifests = [make_manifest(s) for s in (shared, own, own_wide)]
     config = derive_config(base, manifests, SlotOptions(max_resident_adapters=3))
     assert [c.name for c in config.slot_classes] == ["0:llama-1x64", "1:llama-own-embeddings-2x64"]
-    assert [c.num_slots for c in config.slot_classes] == [3, 3]
+    assert [c.num_slots for c in config.slot_classes] == [5, 5]
+    assert config.max_resident_adapters == 3
     assert [choose_class(config, m) for m in manifests] == [0, 1, 1]
     merged = config.slot_classes[1].spec
     assert (merged.vocab_size, merged.num_layers, merged.intermediate_size) == (300, 2, 500)
@@ -220,6 +228,7 @@ def test_a_hybrid_base_refuses_another_cache_shape(
         SlotOptions(max_injection_rank=65),
         SlotOptions(max_gate_size=0),
         SlotOptions(max_resident_adapters=0),
+        SlotOptions(max_pinned_adapters=-1),
     ],
     ids=str,
 )

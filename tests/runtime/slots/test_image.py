@@ -21,6 +21,8 @@ from shadow_runtime.slots.layout import BackboneShape, ShardPlan, backbone_shape
 from shadow_runtime.slots.stack import AdapterStacks, TensorStacks
 from shadow_runtime.types import BackboneSpec
 
+pytestmark = pytest.mark.usefixtures("dirty_memory")
+
 HIDDEN_SIZE = 16
 NUM_LAYERS = 5
 NUM_TOKENS = 7

@@ -18,6 +18,8 @@ from shadow_runtime.slots.layout import ShardPlan
 from shadow_runtime.slots.stack import AdapterStacks
 from shadow_runtime.types import BackboneSpec
 
+pytestmark = pytest.mark.usefixtures("dirty_memory")
+
 HIDDEN_SIZE = 16
 NUM_LAYERS = 5
 NUM_TOKENS = 7

@@ -164,5 +164,7 @@ def test_a_missing_stack_is_found_as_none() -> None:
 
 def test_a_tensor_of_the_wrong_shape_is_refused() -> None:
     stacks = TensorStacks(2, {"norm.weight": (3,)}, torch.float32)
-    with pytest.raises(RuntimeError):
+    with pytest.raises(ValueError, match="does not fit"):
         stacks.write(0, {"norm.weight": torch.zeros(4)})
+    with pytest.raises(ValueError, match="does not fit"):  # as many bytes
+        stacks.write(0, {"norm.weight": torch.zeros(6, dtype=torch.bfloat16)})

@@ -102,7 +102,8 @@ def make_config(library: Library) -> Callable[..., ShadowConfig]:
     """Return `make_config(**options)`: two slot classes (`a` to `d`, and `own`) of two slots each."""
 
     def make(**options: int) -> ShadowConfig:
-        wishes = SlotOptions(**({"max_resident_adapters": 2, "max_host_adapters": 4} | options))
+        defaults = {"max_resident_adapters": 2, "max_host_adapters": 4, "max_pinned_adapters": 0}
+        wishes = SlotOptions(**(defaults | options))
         manifests = [library.manifests["a"], library.manifests["own"]]
         return derive_config(library.base, manifests, wishes)
 
@@ -165,10 +166,34 @@ class Worker:
         return (*state, self.executor.num_steps, buffers)
 
     def stage(self, adapter: str) -> None:
-        """Stage an adapter and wait for the loader thread."""
+        """Begin to load an adapter and wait for the loader thread, but do not ask again."""
         source = AdapterSource.of(self.library.manifests[adapter])
-        self.residency.stage(source)
-        wait([self.residency._staged[source.digest]], timeout=30)
+        assert self.residency.load(source) is None
+        self.wait_until_read(adapter)
+
+    def wait_until_read(self, adapter: str) -> None:
+        """Wait for the loader threads, without asking the residency."""
+        future = self.residency._loader._staged.get(self.digest_of(adapter))
+        wait([] if future is None else [future], timeout=30)
+
+    def staged(self) -> frozenset[str]:
+        """Return the digests that are being or have been read and are not held yet."""
+        return self.residency._loader.staged
+
+    def load(self, adapter: str) -> Any:
+        """Ask for an adapter until it is held or refused; returns the last answer."""
+        source = AdapterSource.of(self.library.manifests[adapter])
+        while (outcome := self.residency.load(source)) is None:
+            self.wait_until_read(adapter)
+        self.residency.check_integrity()
+        return outcome
+
+    def settle(self) -> None:
+        """Wait for the copies into slots that are under way."""
+        fills = self.residency._slots._fills.values()
+        wait([fill.copy._copy for fill in fills], timeout=30)
+        self.residency.status()
+        self.residency.check_integrity()
 
     def assert_unchanged(self, before: tuple[Any, ...]) -> None:
         """Compare with an earlier `snapshot`."""

@@ -176,7 +176,9 @@ def test_every_token_gets_its_own_adapters_state(
     placed = {slot: adapters(name) for slot, name in MIXES[mix].items()}
     # Classes in the order of the slots; three slots each.
     ordered = [placed[slot].manifest for slot in sorted(placed)]
-    config = derive_config(library.base, ordered, SlotOptions(max_resident_adapters=3))
+    config = derive_config(
+        library.base, ordered, SlotOptions(max_resident_adapters=3, max_pinned_adapters=0)
+    )
     executor = make_executor(config)
     load_slots(executor, placed)
     batch = Batch(list(placed), library.base.hidden_size)
@@ -200,7 +202,11 @@ def test_both_ends_of_a_backbone_zero_the_rows_of_others(
     name: str, library: Any, adapters: Callable[[str], CanonicalAdapter], make_executor: Any
 ) -> None:
     adapter = adapters(name)
-    config = derive_config(library.base, [adapter.manifest], SlotOptions(max_resident_adapters=2))
+    config = derive_config(
+        library.base,
+        [adapter.manifest],
+        SlotOptions(max_resident_adapters=2, max_pinned_adapters=0),
+    )
     executor = make_executor(config)
     load_slots(executor, {1: adapter})
     batch = Batch([1], library.base.hidden_size)
@@ -222,7 +228,11 @@ def test_the_comparison_sees_one_wrong_head(
     library: Any, adapters: Callable[[str], CanonicalAdapter], make_executor: Any
 ) -> None:
     adapter = adapters("a")
-    config = derive_config(library.base, [adapter.manifest], SlotOptions(max_resident_adapters=2))
+    config = derive_config(
+        library.base,
+        [adapter.manifest],
+        SlotOptions(max_resident_adapters=2, max_pinned_adapters=0),
+    )
     executor = make_executor(config)
     load_slots(executor, {1: adapter})
     executor.stacks.backbones[0]["layers.0.qkv.weight"][1, -1] *= 1.01

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
+import itertools
+import threading
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from vllm.v1.engine import EngineCoreOutputs, UtilityOutput
 from vllm.v1.serial_utils import MsgpackDecoder, MsgpackEncoder, UtilityResult
 
 from shadow_runtime import errors
 from shadow_runtime.slots.layout import choose_class
-from shadow_runtime.vllm_bridge import residency as residency_module
-from shadow_runtime.vllm_bridge.control import EngineControl, inspect_adapter, stage_outcome
+from shadow_runtime.vllm_bridge import image_loader
+from shadow_runtime.vllm_bridge.control import EngineControl, inspect_adapter, merge_progress
 from shadow_runtime.vllm_bridge.engine_args import StartPlan
-from shadow_runtime.vllm_bridge.request import AdapterSource
+from shadow_runtime.vllm_bridge.worker import ShadowWorker
 
 
 def through_the_wire(answers: list[Any]) -> list[Any]:
@@ -33,41 +36,37 @@ class FakeEngine:
     def __init__(self, workers: list[Any]) -> None:
         self.workers = workers
         self.calls: list[str] = []
+        self.model_config = SimpleNamespace(dtype=torch.float32)
+        self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=1))
 
     async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
         self.calls.append(method)
-        answers = [getattr(self, method)(worker.residency, *args) for worker in self.workers]
-        return through_the_wire(answers)
+        # As vLLM does it, an RPC is answered after the caller has been suspended.
+        await asyncio.sleep(0)
+        return through_the_wire([self.answer(w.residency, method, args) for w in self.workers])
 
-    def shadow_stage(self, residency: Any, uri: str) -> None:
-        residency.stage(AdapterSource.from_uri(uri))
-
-    def shadow_find_stage_error(self, residency: Any, digest: str) -> Any:
-        return residency.find_stage_error(digest)
-
-    def shadow_status(self, residency: Any) -> dict[str, Any]:
-        residency.check_integrity()
-        return residency.status()
-
-    async def add_lora(self, request: Any) -> bool:
-        self.calls.append("add_lora")
-        return all(worker.residency.add_adapter(request) for worker in self.workers)
-
-    async def remove_lora(self, adapter_id: int) -> bool:
-        return all(worker.residency.remove_adapter(adapter_id) for worker in self.workers)
+    def answer(self, residency: Any, method: str, args: tuple[Any, ...]) -> Any:
+        worker = SimpleNamespace(_residency=lambda: residency)
+        if method == "shadow_status":
+            residency.check_integrity()
+            return residency.status()
+        return getattr(ShadowWorker, method)(worker, *args)
 
 
 @pytest.fixture
 def engine(make_worker: Callable[..., Any]) -> FakeEngine:
     """Return an engine of two workers."""
-    return FakeEngine([make_worker(), make_worker()])
+    return FakeEngine([make_worker(**OPTIONS), make_worker(**OPTIONS)])
+
+
+OPTIONS = {"max_pinned_adapters": 1}
 
 
 @pytest.fixture
 def control(engine: FakeEngine, library: Any, make_config: Callable[..., Any]) -> EngineControl:
     """Return the control of that engine."""
     client: Any = engine
-    return EngineControl(client, StartPlan(library.base, make_config(), {}))
+    return EngineControl(client, StartPlan(library.base, make_config(**OPTIONS), {}))
 
 
 def held(engine: FakeEngine) -> list[list[str]]:
@@ -75,85 +74,193 @@ def held(engine: FakeEngine) -> list[list[str]]:
     return [worker.residency.status()["held"] for worker in engine.workers]
 
 
+def staged(engine: FakeEngine) -> set[str]:
+    """Return the digests that a worker reads or has read without holding them."""
+    return set().union(*(worker.staged() for worker in engine.workers))
+
+
 async def test_a_loaded_adapter_is_held_by_every_worker(
     control: EngineControl, engine: FakeEngine, library: Any
 ) -> None:
-    handle = await control.load("math", str(library.paths["a"]))
-    assert handle.manifest == library.manifests["a"]
-    assert handle.request.lora_name.startswith("math@")
-    assert handle.lora_request is handle.request
-    assert held(engine) == [[handle.manifest.digest]] * 2
-    # Reading is over before the step loop is asked to add.
-    assert engine.calls.index("shadow_stage") < engine.calls.index("add_lora")
-    assert all(worker.residency._staged == {} for worker in engine.workers)
+    manifest = library.manifests["a"]
+    await control.load(manifest)
+    assert held(engine) == [[manifest.digest]] * 2
+    assert await control.levels() == {manifest.digest: "host"}
+    assert set(engine.calls) == {"shadow_load", "shadow_status"}
+    assert staged(engine) == set()
 
 
-async def test_a_second_name_of_the_same_bytes_costs_nothing(
+async def test_a_held_adapter_is_asked_for_once(
     control: EngineControl, engine: FakeEngine, library: Any
 ) -> None:
-    first = await control.load("one", str(library.paths["a"]))
-    second = await control.load("two", str(library.paths["a"]))
-    assert first.request.lora_int_id == second.request.lora_int_id
-    assert engine.calls.count("add_lora") == 1
-    assert [len(digests) for digests in held(engine)] == [1, 1]
+    await control.load(library.manifests["a"])
+    engine.calls.clear()
+    await control.load(library.manifests["a"])
+    assert engine.calls == ["shadow_load"]
 
 
 async def test_loads_at_once_all_succeed(
     control: EngineControl, engine: FakeEngine, library: Any
 ) -> None:
-    names = ["a", "b", "c", "own", "a"]
-    await asyncio.gather(*(control.load(n, str(library.paths[n])) for n in names))
-    expected = sorted(library.manifests[n].digest for n in set(names))
+    names = ["a", "b", "c", "own"]
+    await asyncio.gather(*(control.load(library.manifests[n]) for n in names))
+    expected = sorted(library.manifests[n].digest for n in names)
     assert held(engine) == [expected, expected]
 
 
 async def test_unload_frees_every_worker(
     control: EngineControl, engine: FakeEngine, library: Any
 ) -> None:
-    handle = await control.load("math", str(library.paths["a"]))
-    await control.unload(handle)
+    digest = library.manifests["a"].digest
+    await control.load(library.manifests["a"])
+    assert await control.prefetch(digest)
+    await control.unload(digest)
+    await control.unload("sha256:unknown")
     assert held(engine) == [[], []]
+    assert [worker.resident() for worker in engine.workers] == [{}, {}]
 
 
 async def test_a_full_host_tier_is_refused_and_nothing_stays_behind(
     control: EngineControl, engine: FakeEngine, library: Any
 ) -> None:
     for name in "abcd":
-        await control.load(name, str(library.paths[name]))
+        await control.load(library.manifests[name])
     before = held(engine)
     with pytest.raises(errors.CapacityError, match="all 4 places"):
-        await control.load("own", str(library.paths["own"]))
+        await control.load(library.manifests["own"])
     assert held(engine) == before
-    assert all(worker.residency._staged == {} for worker in engine.workers)
+    assert staged(engine) == set()
 
 
-async def test_a_workers_error_reaches_the_caller_as_its_class(
+async def test_a_workers_error_reaches_the_caller_and_undoes_the_other_worker(
     control: EngineControl, engine: FakeEngine, library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # The API process reads the right files; they change before the workers do.
-    load_adapter = residency_module.load_adapter
+    # The files were valid when they were published; one worker reads others.
+    load_adapter = image_loader.load_adapter
+    num_reads = itertools.count()
 
-    def read_other(path: Path, *args: Any, **kwargs: Any) -> Any:
-        return load_adapter(library.paths["b"], *args, **kwargs)
+    def read_other_once(path: Path, *args: Any, **kwargs: Any) -> Any:
+        return load_adapter(path if next(num_reads) % 2 else library.paths["b"], *args, **kwargs)
 
     with monkeypatch.context() as changed:
-        changed.setattr(residency_module, "load_adapter", read_other)
+        changed.setattr(image_loader, "load_adapter", read_other_once)
         with pytest.raises(errors.DigestMismatchError, match="changed: expected"):
-            await control.load("math", str(library.paths["a"]))
+            await control.load(library.manifests["a"])
     assert held(engine) == [[], []]
-    await control.load("math", str(library.paths["a"]))
+    assert staged(engine) == set()
+    await control.load(library.manifests["a"])
 
 
-async def test_a_faulty_adapter_never_reaches_the_workers(
-    control: EngineControl, engine: FakeEngine, library: Any, tmp_path: Path
+async def test_a_caller_that_goes_away_leaves_nothing(
+    control: EngineControl, engine: FakeEngine, library: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = Path(shutil.copytree(library.paths["a"], tmp_path / "a"))
-    (path / "shadow_config.json").write_text("{")
-    with pytest.raises(errors.AdapterError):
-        await control.load("math", str(path))
+    load_adapter = image_loader.load_adapter
+    may_read = threading.Event()
+
+    def read(*args: Any, **kwargs: Any) -> Any:
+        may_read.wait(30)
+        return load_adapter(*args, **kwargs)
+
+    monkeypatch.setattr(image_loader, "load_adapter", read)
+    load = asyncio.create_task(control.load(library.manifests["a"]))
+    while engine.calls.count("shadow_load") < 2:  # noqa: ASYNC110
+        await asyncio.sleep(0)
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    may_read.set()
+    assert engine.calls[-1] == "shadow_unload"
+    assert staged(engine) == set()
+    assert held(engine) == [[], []]
+
+
+async def test_a_held_adapter_survives_a_caller_that_goes_away(
+    control: EngineControl, engine: FakeEngine, library: Any
+) -> None:
+    # Another name of the same bytes is published while requests use them.
+    await control.load(library.manifests["a"])
+    load = asyncio.create_task(control.load(library.manifests["a"]))
+    await asyncio.sleep(0)
+    load.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await load
+    assert held(engine) == [[library.manifests["a"].digest]] * 2
+
+
+async def test_questions_become_rarer_while_a_load_takes_long(
+    control: EngineControl, engine: FakeEngine, library: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits: list[float] = []
+    load_adapter = image_loader.load_adapter
+    may_read = threading.Event()
+    sleep = asyncio.sleep
+
+    def read(*args: Any, **kwargs: Any) -> Any:
+        may_read.wait(30)
+        return load_adapter(*args, **kwargs)
+
+    async def note(seconds: float) -> None:
+        waits.append(seconds)
+        if len([w for w in waits if w]) == 12:
+            may_read.set()
+        await sleep(0.001 if may_read.is_set() else 0)
+
+    monkeypatch.setattr(image_loader, "load_adapter", read)
+    monkeypatch.setattr(asyncio, "sleep", note)
+    await control.load(library.manifests["a"])
+    waits = [w for w in waits if w]
+    assert waits[0] <= 0.002
+    assert all(a < b <= 1.5 * a for a, b in itertools.pairwise(waits[:8]))
+    assert max(waits) == waits[11] == 0.02
+
+
+async def test_levels_name_the_nearest_place_of_all_workers(
+    control: EngineControl, engine: FakeEngine, library: Any
+) -> None:
+    a, b = (library.manifests[name].digest for name in "ab")
+    await control.load(library.manifests["a"])
+    await control.load(library.manifests["b"])
+    assert await control.prefetch(a) is True
+    engine.workers[0].residency.prefetch(b)
+    engine.workers[0].settle()
+    assert await control.levels() == {a: "gpu", b: "host"}
+    await control.release_slot(a)
+    assert await control.levels() == {a: "host", b: "host"}
+    assert await control.prefetch("sha256:unknown") is False
+
+
+async def test_pins_are_kept_and_bounded(
+    control: EngineControl, engine: FakeEngine, library: Any
+) -> None:
+    a, b = (library.manifests[name].digest for name in "ab")
+    for name in ("a", "b"):
+        await control.load(library.manifests[name])
+    await control.pin(a)
+    await control.pin(a)
+    assert [s["pinned"] for s in await control.worker_status()] == [[a], [a]]
+    await control.release_slot(a)
+    assert (await control.levels())[a] == "gpu"
+    with pytest.raises(errors.CapacityError, match="all 1 pins"):
+        await control.pin(b)
     with pytest.raises(errors.AdapterNotFoundError):
-        await control.load("math", str(tmp_path / "missing"))
-    assert engine.calls == []
+        await control.pin("sha256:unknown")
+    await control.unpin(a)
+    await control.unpin("sha256:unknown")
+    await control.pin(b)
+    assert [s["pinned"] for s in await control.worker_status()] == [[b], [b]]
+    await control.unload(b)
+    assert [s["pinned"] for s in await control.worker_status()] == [[], []]
+
+
+@pytest.mark.parametrize("name", ["a", "own"])
+async def test_host_bytes_are_what_the_workers_hold(
+    name: str, control: EngineControl, engine: FakeEngine, library: Any
+) -> None:
+    await control.load(library.manifests[name])
+    (status, _) = await control.worker_status()
+    # The flags and the scale, four bytes a layer and four, are not counted as tensors.
+    extra = control.host_bytes(library.manifests[name]) - status["host_bytes"]
+    assert extra == 4 * library.base.num_layers + 4
 
 
 def test_an_adapter_outside_every_slot_class_is_refused_on_inspection(
@@ -171,11 +278,20 @@ def test_an_adapter_outside_every_slot_class_is_refused_on_inspection(
 
 
 @pytest.mark.parametrize(
-    ("answers", "is_ready"),
-    [([True], True), ([True, True], True), ([True, False], False), ([False], False)],
+    ("answers", "outcome"),
+    [
+        ([True], True),
+        ([True, True], True),
+        ([True, False], False),
+        ([False], False),
+        ([None], None),
+        ([True, None], None),
+        ([False, None], None),
+    ],
 )
-def test_an_adapter_is_staged_when_every_worker_says_so(answers: list[Any], is_ready: bool) -> None:
-    assert stage_outcome(answers) is is_ready
+def test_what_all_workers_have_reached(answers: list[Any], outcome: bool | None) -> None:
+    assert merge_progress(answers) is outcome
+    assert merge_progress(through_the_wire(answers)) is outcome
 
 
 def error_classes() -> list[type[errors.ShadowError]]:
@@ -194,9 +310,9 @@ def error_classes() -> list[type[errors.ShadowError]]:
 def test_every_error_survives_as_code_and_message(
     cls: type[errors.ShadowError], is_remote: bool
 ) -> None:
-    answers = [True, (cls.code, "what happened"), False]
+    answers = [True, None, (cls.code, "what happened"), False]
     with pytest.raises(cls, match="what happened") as caught:
-        stage_outcome(through_the_wire(answers) if is_remote else answers)
+        merge_progress(through_the_wire(answers) if is_remote else answers)
     assert type(caught.value) is cls
 
 
@@ -207,10 +323,4 @@ def test_codes_are_unique() -> None:
 
 def test_an_unknown_code_is_still_an_error() -> None:
     with pytest.raises(errors.ShadowError, match="no pinned memory"):
-        stage_outcome([("internal_error", "no pinned memory")])
-
-
-def test_waiting_ends_when_the_adapter_is_gone(control: EngineControl) -> None:
-    # Loaded by one caller and unloaded before the other one asked.
-    with pytest.raises(errors.ShadowError, match="load it again"):
-        asyncio.run(asyncio.wait_for(control._wait_until_staged("sha256:" + "0" * 64), 5))
+        merge_progress([("internal_error", "no pinned memory")])

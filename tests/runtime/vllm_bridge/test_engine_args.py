@@ -38,6 +38,7 @@ def test_the_arguments_switch_the_shadow_path_on(make_config: Config) -> None:
         "max_loras": 3,
         "max_cpu_loras": 9,
         "worker_cls": WORKER_CLASS,
+        "scheduler_cls": SCHEDULER_FACTORY,
         "additional_config": {"shadow": config.to_dict()},
     }
     # The settings cross a process boundary as JSON.
@@ -92,18 +93,23 @@ def test_other_additional_config_is_kept_and_not_written_to(make_config: Config)
 
 
 @pytest.mark.parametrize(
-    ("existing", "expected"),
+    "existing",
     [
-        ({"pipeline_parallel_size": 2}, SCHEDULER_FACTORY),
-        ({"pipeline_parallel_size": 1}, None),
-        ({"pipeline_parallel_size": None}, None),
-        ({"pipeline_parallel_size": 2, "scheduler_cls": "my.Scheduler"}, None),
+        {},
+        {"pipeline_parallel_size": 2},
+        {"scheduler_cls": None},
+        {"scheduler_cls": SCHEDULER_FACTORY},
     ],
 )
-def test_pipelines_get_the_scheduler_that_counts_running_adapters(
-    existing: dict[str, Any], expected: str | None, make_config: Config
+def test_every_engine_gets_the_scheduler_with_turns(
+    existing: dict[str, Any], make_config: Config
 ) -> None:
-    assert shadow_engine_args(make_config(), existing).get("scheduler_cls") == expected
+    assert shadow_engine_args(make_config(), existing)["scheduler_cls"] == SCHEDULER_FACTORY
+
+
+def test_another_scheduler_is_refused(make_config: Config) -> None:
+    with pytest.raises(ConfigError, match=r"my\.Scheduler.*no turn"):
+        shadow_engine_args(make_config(), {"scheduler_cls": "my.Scheduler"})
 
 
 def test_a_plan_holds_every_named_adapter(library: Any) -> None:
@@ -111,7 +117,8 @@ def test_a_plan_holds_every_named_adapter(library: Any) -> None:
     plan = plan_start(str(library.base_dir), named, SlotOptions(max_resident_adapters=5))
     assert plan.base == library.base
     assert plan.manifests == {n: library.manifests[n] for n in ("a", "own")}
-    assert [c.num_slots for c in plan.config.slot_classes] == [5, 5]
+    assert [c.num_slots for c in plan.config.slot_classes] == [7, 7]
+    assert plan.config.max_resident_adapters == 5
 
 
 def test_a_given_config_is_taken_as_it_is(library: Any, make_config: Config) -> None:
@@ -159,6 +166,6 @@ def test_slots_are_described_with_what_they_cost(library: Any) -> None:
     layer = (heads + 2 * kv_heads) * 16 * 32 + 32 * heads * 16 + 3 * 4096 * 32 + 2 * 32 + 2 * 16
     per_slot = 2 * (boundary + layer + 32) + 4 * 4 + 4
     (line,) = describe_slots(plan, element_bytes=2)
-    assert line.startswith("slot class 0:qwen3-1x32: 4 slots, 1 shadow layers, MLP 4096")
+    assert line.startswith("slot class 0:qwen3-1x32: 6 slots, 1 shadow layers, MLP 4096")
     assert f"{per_slot / 2**20:.1f} MiB a slot" in line
-    assert f"{4 * per_slot / 2**20:.1f} MiB together" in line
+    assert f"{6 * per_slot / 2**20:.1f} MiB together" in line

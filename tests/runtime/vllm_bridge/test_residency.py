@@ -81,8 +81,9 @@ def test_more_warm_up_adapters_than_slots_wrap_around(worker: Any) -> None:
     assert worker.slots(7) == [0, 1, 2, 3, 0, 1, 2]
 
 
-def test_the_end_of_warm_up_keeps_real_adapters(worker: Any) -> None:
+def test_the_end_of_warm_up_keeps_real_adapters(make_worker: Callable[..., Any]) -> None:
     # vLLM calls it after every dummy run, also with adapters loaded.
+    worker = make_worker(max_pinned_adapters=1)
     worker.add("a", "own")
     slots = worker.step(["a", "own"])
     worker.residency.pin_adapter(worker.id_of("a"))
@@ -204,13 +205,16 @@ def test_what_a_step_needs_is_not_evicted_by_it(is_ascending: bool, worker: Any)
     assert set(worker.resident()) == {missing, needed}
 
 
-def test_a_pinned_adapter_keeps_its_slot(worker: Any) -> None:
+def test_a_pinned_adapter_keeps_its_slot(make_worker: Callable[..., Any]) -> None:
+    worker = make_worker(max_resident_adapters=1, max_pinned_adapters=1)
     worker.add("a", "b", "c")
     assert worker.residency.pin_adapter(worker.id_of("a"))
+    worker.settle()
     slot = worker.resident()["a"]
     for name in "bcbc":
         worker.step([name])
         assert worker.resident()["a"] == slot
+    assert worker.residency.pin_adapter(worker.id_of("b")) is False
     assert worker.residency.pin_adapter(worker.id_of("d")) is False
 
 

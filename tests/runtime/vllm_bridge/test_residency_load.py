@@ -14,7 +14,7 @@ import pytest
 
 from shadow_runtime import errors
 from shadow_runtime.artifact import load_adapter
-from shadow_runtime.vllm_bridge import residency as residency_module
+from shadow_runtime.vllm_bridge import image_loader
 from shadow_runtime.vllm_bridge.request import AdapterSource
 
 
@@ -38,19 +38,26 @@ def overwrite(library: Any, target: str, source: str) -> None:
 # Loading -----------------------------------------------------------------------------------------
 
 
-def test_a_staged_adapter_is_added_without_reading_again(
+def test_loading_answers_at_once_until_the_adapter_is_held(
     worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker.stage("a")
-    assert worker.residency.find_stage_error(worker.digest_of("a")) is True
     assert worker.residency.list_adapters() == set()
-    monkeypatch.setattr(residency_module, "load_adapter", None)
-    worker.add("a")
-    assert worker.residency.find_stage_error(worker.digest_of("a")) is True
+    monkeypatch.setattr(image_loader, "load_adapter", None)
+    assert worker.load("a") is True
+    assert worker.staged() == frozenset()
     assert worker.residency.list_adapters() == {worker.id_of("a")}
+    assert worker.load("a") is True
 
 
-def test_staging_reads_once_and_off_the_step_thread(
+def test_a_step_takes_what_was_staged(worker: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    worker.stage("a")
+    monkeypatch.setattr(image_loader, "load_adapter", None)
+    worker.step(["a"])
+    assert worker.staged() == frozenset()
+
+
+def test_reading_happens_once_and_off_the_step_thread(
     worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     threads: list[str] = []
@@ -61,25 +68,26 @@ def test_staging_reads_once_and_off_the_step_thread(
         threads.append(threading.current_thread().name)
         return load_adapter(*args, **kwargs)
 
-    monkeypatch.setattr(residency_module, "load_adapter", read)
+    monkeypatch.setattr(image_loader, "load_adapter", read)
     source = AdapterSource.of(worker.library.manifests["a"])
-    worker.residency.stage(source)
-    worker.residency.stage(source)
-    assert worker.residency.find_stage_error(source.digest) is False
+    assert worker.residency.load(source) is None
+    assert worker.residency.load(source) is None
+    # A step of another adapter is not held up, nor is another adapter's reading.
+    own = AdapterSource.of(worker.library.manifests["own"])
+    assert worker.residency.load(own) is None
+    worker.step([None])
     may_read.set()
-    worker.add("a")
-    worker.residency.stage(source)
-    assert len(threads) == 1
-    assert threads[0].startswith("shadow-loader")
-    assert worker.residency._staged == {}
+    assert worker.load("a") is True
+    assert worker.load("own") is True
+    assert len(threads) == 2
+    assert all(name.startswith("shadow-loader") for name in threads)
 
 
 def test_files_that_change_before_they_are_staged_are_reported(moved: Any, worker: Any) -> None:
     worker.library = moved
     overwrite(moved, "a", "b")
     before = worker.snapshot()
-    worker.stage("a")
-    answer = worker.residency.find_stage_error(worker.digest_of("a"))
+    answer = worker.load("a")
     assert isinstance(answer, tuple)
     assert answer[0] == errors.DigestMismatchError.code
     assert worker.digest_of("a") in answer[1]
@@ -128,7 +136,7 @@ def test_a_failing_load_leaves_everything_as_it_was(
     with pytest.raises(errors.AdapterError):
         worker.residency.add_adapter(worker.request("a"))
     worker.assert_unchanged(before)
-    assert worker.residency._staged == {}
+    assert worker.staged() == frozenset()
 
 
 def break_missing(library: Any) -> None:
@@ -156,12 +164,11 @@ def test_staged_errors_are_reported_by_code_once(
 ) -> None:
     worker.library = moved
     damage(moved)
-    worker.stage("a")
-    answer = worker.residency.find_stage_error(worker.digest_of("a"))
+    answer = worker.load("a")
     assert isinstance(answer, tuple)
     assert answer[0] == code
     assert answer[1]
-    assert worker.residency._staged == {}
+    assert worker.staged() == frozenset()
 
 
 def test_an_unexpected_failure_has_a_code_of_its_own(
@@ -170,26 +177,27 @@ def test_an_unexpected_failure_has_a_code_of_its_own(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise MemoryError("no pinned memory")
 
-    monkeypatch.setattr(residency_module, "build_image", fail)
-    worker.stage("a")
-    answer = worker.residency.find_stage_error(worker.digest_of("a"))
-    assert answer == ("internal_error", "no pinned memory")
+    monkeypatch.setattr(image_loader, "build_image", fail)
+    assert worker.load("a") == ("internal_error", "MemoryError: no pinned memory")
 
 
-def test_a_repaired_adapter_can_be_staged_again(moved: Any, library: Any, worker: Any) -> None:
-    # One worker's failure was reported by another one first, so nobody fetched this one.
+def test_a_repaired_adapter_can_be_loaded(moved: Any, library: Any, worker: Any) -> None:
     worker.library = moved
     break_header(moved)
-    worker.stage("a")
+    assert isinstance(worker.load("a"), tuple)
     shutil.copytree(library.paths["a"], moved.paths["a"], dirs_exist_ok=True)
-    worker.stage("a")
-    assert worker.residency.find_stage_error(worker.digest_of("a")) is True
+    assert worker.load("a") is True
 
 
-def test_nobody_waits_for_what_is_not_being_loaded(worker: Any) -> None:
-    answer = worker.residency.find_stage_error(worker.digest_of("a"))
-    assert isinstance(answer, tuple)
-    assert answer[0] == "shadow_error"
+def test_an_unload_meanwhile_leaves_nothing(worker: Any) -> None:
+    source = AdapterSource.of(worker.library.manifests["a"])
+    assert worker.residency.load(source) is None
+    assert worker.residency.unload(source.digest) is False
+    assert worker.staged() == frozenset()
+    assert worker.residency.status()["held"] == []
+    assert worker.load("a") is True
+    assert worker.residency.unload(source.digest) is True
+    assert worker.residency.status()["held"] == []
 
 
 # Capacity ----------------------------------------------------------------------------------------
@@ -210,12 +218,11 @@ def test_a_full_host_tier_refuses_before_it_reads(
     worker: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     worker.add("a", "b", "c", "d")
-    monkeypatch.setattr(residency_module, "load_adapter", None)
-    worker.residency.stage(AdapterSource.of(worker.library.manifests["own"]))
-    answer = worker.residency.find_stage_error(worker.digest_of("own"))
+    monkeypatch.setattr(image_loader, "load_adapter", None)
+    answer = worker.load("own")
     assert isinstance(answer, tuple)
     assert answer[0] == "adapter_capacity"
-    assert worker.residency._staged == {}
+    assert worker.staged() == frozenset()
 
 
 def test_a_refused_adapter_leaves_no_staged_image(worker: Any) -> None:
@@ -224,14 +231,14 @@ def test_a_refused_adapter_leaves_no_staged_image(worker: Any) -> None:
     worker.add("d")
     with pytest.raises(errors.CapacityError):
         worker.residency.add_adapter(worker.request("own"))
-    assert worker.residency._staged == {}
+    assert worker.staged() == frozenset()
 
 
 def test_abandoned_loads_do_not_pile_up(make_worker: Callable[..., Any]) -> None:
     worker = make_worker(max_host_adapters=2)
     for name in ("a", "b", "c", "d", "own"):
         worker.stage(name)
-        assert len(worker.residency._staged) <= 2
+        assert len(worker.staged()) <= 2
     # What was dropped is read again when it is wanted after all.
     worker.add("a", "own")
 
@@ -278,10 +285,18 @@ def test_a_failing_copy_names_no_owner(worker: Any, monkeypatch: pytest.MonkeyPa
         lambda r: r._images.popitem(),
         lambda r: r._digests.popitem(),
         lambda r: r._digests.update({5: r._digests.popitem()[1]}),
-        lambda r: r._pools[1].ensure("sha256:stranger", (), lambda slot: None),
+        lambda r: r._slots._pools[1].ensure("sha256:stranger", (), lambda slot: None),
+        lambda r: r._slots._pools[1].reserve("sha256:stranger", ()),
         lambda r: r._images.update({str(i): next(iter(r._images.values())) for i in range(9)}),
     ],
-    ids=["image lost", "id lost", "wrong id", "slot without image", "too many images"],
+    ids=[
+        "image lost",
+        "id lost",
+        "wrong id",
+        "slot without image",
+        "slot filled by nobody",
+        "too many images",
+    ],
 )
 def test_check_integrity_sees_damage(damage: Callable[[Any], None], worker: Any) -> None:
     worker.step(["a"])

@@ -13,7 +13,7 @@ def serve(monkeypatch):
     def attach(engine, args):
         raise AssertionError("an engine was started")
 
-    return lambda *words: serving.main(list(words), lambda parser: None, attach)
+    return lambda *words: serving.main(list(words), lambda parser: None, lambda args: None, attach)
 
 
 @pytest.mark.parametrize(

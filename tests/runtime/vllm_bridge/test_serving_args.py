@@ -67,7 +67,8 @@ def test_only_options_that_cannot_be_repeated_are_warned_about(parser, caplog, w
 
 
 @pytest.mark.parametrize(
-    "text", ["", "a", "a=", "=p", "a/b=p", "a:b=p", "a@1=p", "a=p,backbone_config=", "é=p"]
+    "text",
+    ["", "a", "a=", "=p", "a/b/c=p", "A/b=p", "a:b=p", "a@1=p", "a=p,backbone_config=", "é=p"],
 )
 def test_malformed_adapters(text):
     with pytest.raises(ArgumentTypeError):

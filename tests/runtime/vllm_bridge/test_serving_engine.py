@@ -1,76 +1,98 @@
 """What vLLM's handlers see of the registry."""
 
-from dataclasses import dataclass, replace
+import asyncio
+from dataclasses import dataclass
 from types import SimpleNamespace
 
 import httpx
 import pytest
+from fastapi.exceptions import RequestValidationError
 from prometheus_client import CollectorRegistry
+from starlette.responses import Response
+from vllm.entrypoints.openai.chat_completion import api_router as chat_routes
+from vllm.entrypoints.openai.completion import api_router as completion_routes
 from vllm.entrypoints.serve.engine.serving import BaseServing
+from vllm.entrypoints.serve.tokenize import api_router as tokenize_routes
+from vllm.exceptions import VLLMValidationError
 from vllm.v1.engine.output_processor import OutputProcessor
 
 from fake_server import error_of
-from shadow_runtime.registry import AdapterRegistry
+from shadow_runtime.catalog.record import ArtifactRecord, VersionRecord
+from shadow_runtime.registry import AdapterEntry, AdapterState
+from shadow_runtime.types import AdapterName, RequestTag
+from shadow_runtime.vllm_bridge.control import EngineControl
+from shadow_runtime.vllm_bridge.request import AdapterSource, adapter_int_id
+from shadow_runtime.vllm_bridge.request_tag import combine_salts, running_request, tag_fields
 from shadow_runtime.vllm_bridge.serving_args import make_parser, parse
 from shadow_runtime.vllm_bridge.serving_engine import AdapterRequests, VllmEngine
+from shadow_runtime.vllm_bridge.serving_latency import adapter_name
 from shadow_server.app import build_app
+from shadow_server.fake_engine import FakeEngine
 from shadow_server.settings import ServerSettings
 
 
-@dataclass(frozen=True)
-class Manifest:
-    digest: str
+class Names:
+    """As much of a registry as the look-up needs: entries come and go."""
+
+    def __init__(self):
+        self.live = []
+
+    def entries(self):
+        return list(self.live)
+
+    def find_by_key(self, key):
+        return next((entry for entry in self.live if entry.key == key), None)
 
 
-@dataclass(frozen=True)
-class Handle:
-    name: str
-    manifest: Manifest
-    lora_request: str
+def make_entry(library, name, adapter, version=1, tenant="default"):
+    """Return a resident entry of an adapter on disk."""
+    manifest = library.manifests[adapter]
+    artifact = ArtifactRecord(manifest, manifest.tensor_bytes)
+    record = VersionRecord(AdapterName(tenant, name), version, artifact, "publish", "test", 0)
+    return AdapterEntry(record, manifest, AdapterState.RESIDENT)
 
 
-class Loader:
-    async def load(self, name, path, backbone_config=None):
-        return Handle(name, Manifest(path), f"request of {name} {path}")
-
-    async def unload(self, handle):
-        pass
-
-
-async def test_keys_live_as_long_as_their_entry():
-    registry = AdapterRegistry(Loader())
+def test_keys_live_as_long_as_their_entry(library):
+    registry = Names()
     requests = AdapterRequests(registry)
+    old, new = make_entry(library, "math", "a"), make_entry(library, "math", "b", version=2)
+    assert old.key not in requests
+    registry.live = [old, new]
+    assert requests[old.key].lora_int_id == adapter_int_id(old.digest)
+    assert requests[new.key].lora_int_id == adapter_int_id(new.digest)
+    assert AdapterSource.from_uri(requests[new.key].lora_path).path == new.manifest.path
     assert "math" not in requests
-    await registry.load("math", "d1")
-    lease = registry.lease("math")
-    old = lease.entry.key
-    await registry.load("math", "d2")
-    new = registry.get("math").key
-    assert requests[old] == "request of math d1"
-    assert requests[new] == "request of math d2"
-    assert "math" not in requests
-    assert set(requests) == {old, new}
-    lease.release()
-    entry = await registry.unload("math", wait_seconds=5)
-    assert entry.settled.is_set()
-    assert old not in requests
-    assert len(requests) == 0
+    assert "default/math" not in requests
+    assert set(requests) == {old.key, new.key}
+    registry.live = [new]
+    assert old.key not in requests
+    assert len(requests) == 1
     with pytest.raises(KeyError):
-        requests[old]
+        requests[old.key]
 
 
-async def test_vllm_finds_no_adapter_by_content_type():
-    registry = AdapterRegistry(Loader())
-    outcome = await registry.load("text", "d1")
-    handle = replace(outcome.entry.handle, lora_request=Named("text"))
-    outcome.entry.handle = handle
+@pytest.mark.parametrize(("tenant", "shown"), [("default", "math"), ("acme", "acme/math")])
+def test_vllm_shows_the_name_that_people_see(library, tenant, shown):
+    registry = Names()
+    entry = make_entry(library, "math", "a", tenant=tenant)
+    registry.live = [entry]
+    request = AdapterRequests(registry)[entry.key]
+    assert request.lora_name == f"{shown}@{entry.digest[7:15]}"
+    assert adapter_name(request.lora_name) == shown
+
+
+def test_vllm_finds_no_adapter_by_content_type(library):
+    registry = Names()
+    entry = make_entry(library, "text", "a")
+    registry.live = [entry]
+    handle = Named("text")
     serving = BaseServing.__new__(BaseServing)
     serving.models = Models(AdapterRequests(registry))
     request = Chat([{"role": "user", "content": [{"type": "text", "text": "hi"}]}])
     assert serving._get_active_default_mm_loras(request) is None
     # The trap is real: with an ordinary dict the base request would get that adapter.
-    serving.models = Models({"text": handle.lora_request})
-    assert serving._get_active_default_mm_loras(request) is handle.lora_request
+    serving.models = Models({"text": handle})
+    assert serving._get_active_default_mm_loras(request) is handle
 
 
 @dataclass(frozen=True)
@@ -88,7 +110,87 @@ class Chat:
     messages: list
 
 
-def make_engine(*words):
+TAG = RequestTag("t1", "acme", 2.0, "salt")
+MESSAGES = [{"role": "user", "content": "hi"}]
+
+
+async def called(monkeypatch, engine, method, body, adapter=None):
+    """Return what vLLM's handler is called with."""
+    seen = []
+
+    async def handler(asked, request):
+        seen.append((asked, running_request.get()))
+        return Response()
+
+    routes = {
+        "complete": (completion_routes, "create_completion"),
+        "chat": (chat_routes, "create_chat_completion"),
+        "tokenize": (tokenize_routes, "tokenize"),
+        "detokenize": (tokenize_routes, "detokenize"),
+    }
+    monkeypatch.setattr(*routes[method], handler)
+    # As a server does it, in a task of its own: what the handler's context carries ends with it.
+    await asyncio.create_task(getattr(engine, method)(body, None, adapter, TAG))
+    return seen[0]
+
+
+@pytest.mark.parametrize(
+    ("method", "body"), [("complete", {"prompt": "hi"}), ("chat", {"messages": MESSAGES})]
+)
+async def test_generation_carries_the_tag_into_the_sampling_parameters(
+    library, monkeypatch, method, body
+):
+    engine = make_engine()
+    entry = make_entry(library, "math", "a")
+    client = {"cache_salt": "mine", "vllm_xargs": {"shadow_tenant": "victim", "session_id": "s"}}
+    asked, running = await called(monkeypatch, engine, method, body | client | {"n": 2}, entry)
+    assert asked.model == entry.key
+    params = asked.to_sampling_params(8, {})
+    assert (params.n, params.extra_args) == (2, {"session_id": "s"} | tag_fields(TAG))
+    assert asked.cache_salt == combine_salts("salt", "mine")
+    assert running.tag is TAG
+    # What beam search makes of a request has no place for the tag: that is what the context is for.
+    assert not hasattr(asked.to_beam_search_params(8, {}), "extra_args")
+
+
+@pytest.mark.parametrize(
+    ("method", "body"),
+    [
+        ("tokenize", {"prompt": "hi"}),
+        ("tokenize", {"messages": MESSAGES}),
+        ("detokenize", {"tokens": [1]}),
+    ],
+)
+async def test_the_tokenizer_ignores_the_tag(library, monkeypatch, method, body):
+    asked, running = await called(monkeypatch, make_engine(), method, body)
+    assert asked.model == "base"
+    assert running is None
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"cache_salt": ""}, {"cache_salt": 7}, {"vllm_xargs": "text"}, {"vllm_xargs": {"a": {}}}],
+)
+async def test_what_a_client_sends_is_validated_as_its_own(monkeypatch, wrong):
+    with pytest.raises((RequestValidationError, VLLMValidationError)):
+        await called(monkeypatch, make_engine(), "complete", {"prompt": "hi"} | wrong)
+
+
+async def test_a_name_that_nobody_leased_never_reaches_vllm(monkeypatch):
+    with pytest.raises(ValueError, match="neither a leased adapter nor the base"):
+        await called(monkeypatch, make_engine(), "complete", {"prompt": "hi", "model": "math"})
+
+
+async def test_schemas_describe_every_generation_route():
+    schemas = make_engine().request_schemas()
+    assert "prompt" in schemas["/v1/completions"]["properties"]
+    assert "messages" in schemas["/v1/chat/completions"]["properties"]
+    assert "tokens" in schemas["/detokenize"]["properties"]
+    assert len(schemas["/tokenize"]["anyOf"]) == 2
+
+
+def make_engine(*words, registry=None):
+    """Return an engine over a client that is never asked for anything."""
     parser = make_parser()
     args = parse(parser, ["base", *words])
     client = SimpleNamespace(
@@ -97,11 +199,18 @@ def make_engine(*words):
         shutdown=lambda timeout=None: None,
         output_processor=OutputProcessor(None, log_stats=True),
     )
-    return VllmEngine(client, args, plan=None, tasks=("generate",))
+    return VllmEngine(client, args, None, ("generate",), registry, EngineControl(client, None))
 
 
-async def test_key_guards_our_routes_as_it_guards_vllms_and_401_has_the_one_shape():
-    engine = make_engine("--api-key", "secret")
+@pytest.fixture
+async def adapters(tmp_path):
+    """Return a real registry whose adapters nobody asks for."""
+    async with FakeEngine.open(tmp_path, CollectorRegistry()) as fake:
+        yield fake.adapters
+
+
+async def test_key_guards_our_routes_as_it_guards_vllms_and_401_has_the_one_shape(adapters):
+    engine = make_engine("--api-key", "secret", registry=adapters)
     registry = CollectorRegistry()
     app = build_app(engine, ServerSettings(), registry)
     transport = httpx.ASGITransport(app=app)
@@ -123,8 +232,8 @@ async def test_key_guards_our_routes_as_it_guards_vllms_and_401_has_the_one_shap
             assert (await client.get(path)).status_code == 200
 
 
-async def test_only_known_routes_are_attached():
-    app = build_app(make_engine(), ServerSettings(), CollectorRegistry())
+async def test_only_known_routes_are_attached(adapters):
+    app = build_app(make_engine(registry=adapters), ServerSettings(), CollectorRegistry())
     assert {route.path for route in app.routes} == {
         "/metrics",
         "/health",
@@ -138,11 +247,18 @@ async def test_only_known_routes_are_attached():
         "/v1/models",
         "/v1/models/{name:path}",
         "/v1/adapters",
-        "/v1/adapters/{name}",
+        "/v1/adapters/validate",
+        "/v1/adapters/{name:path}",
+        "/v1/adapters/{name:path}/versions",
+        "/v1/adapters/{name:path}/rollback",
+        "/v1/adapters/{name:path}/pin",
+        "/v1/adapters/{name:path}/unpin",
         "/v1/load_lora_adapter",
         "/v1/unload_lora_adapter",
         "/health/live",
         "/health/ready",
+        "/openapi.json",
+        "/docs",
     }
 
 

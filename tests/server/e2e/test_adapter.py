@@ -45,8 +45,9 @@ def test_models_list_base_and_adapters(server):
             continue
         card = cards[name]
         assert card["parent"] == BASE
-        assert card["root"] == str(ADAPTERS[name])
+        assert card["root"] == f"command line {ADAPTERS[name].name}"
         assert card["digest"].startswith("sha256:")
+        assert (card["version"], card["state"], card["tenant"]) == (1, "RESIDENT", "default")
     assert {cards[n]["format"] for n in cards if n != BASE} == {"paper", "peft"}
 
 
@@ -57,6 +58,50 @@ def test_two_names_of_one_digest_live_and_die_apart(server):
     assert both == [PROMPT.expected["shout"]] * 2
     assert server.unload("twin").status_code == 200
     assert text_of(server.complete(adapter="shout")) == PROMPT.expected["shout"]
+
+
+def test_versions_roll_back_without_new_bytes(server):
+    digests = []
+    for source in ("shout", "french"):
+        answer = server.load("versioned", put(server, "versioned", source))
+        digests.append(answer.json()["digest"])
+    shutil.rmtree(server.root / "versioned")
+    assert text_of(server.complete(adapter="versioned")) == PROMPT.expected["french"]
+    answer = server.client.post("/v1/adapters/versioned/rollback")
+    assert (answer.status_code, answer.json()["digest"]) == (201, digests[0])
+    late = server.complete(adapter="versioned")
+    assert text_of(late) == PROMPT.expected["shout"]
+    assert late.headers["x-shadow-adapter-digest"] == digests[0]
+    assert late.headers["x-shadow-adapter-version"] == str(answer.json()["version"])
+    cards = server.client.get("/v1/adapters/versioned/versions").json()["data"]
+    assert [card["digest"] for card in cards][-3:] == [*digests, digests[0]]
+
+
+def test_upload_validate_and_progress(server):
+    files = [
+        ("files", (path.name, path.read_bytes()))
+        for path in sorted(ADAPTERS[UNLOADED].iterdir())
+        if path.suffix in (".json", ".safetensors")
+    ]
+    report = server.client.post("/v1/adapters/validate", files=files).json()
+    assert (report["is_valid"], report["error"]) == (True, None)
+    assert report["tensors"]
+    assert all(tensor["is_finite"] for tensor in report["tensors"])
+    fields = {"name": "uploaded", "stream": "true"}
+    answer = server.client.post("/v1/adapters", data=fields, files=files)
+    names = [line[7:] for line in answer.text.splitlines() if line.startswith("event: ")]
+    assert names == ["reading", "validated", "loading", "registered", "resident", "published"]
+    assert answer.text.endswith("data: [DONE]\n\n")
+    assert server.client.get("/v1/adapters/uploaded").json()["digest"] == report["digest"]
+    assert text_of(server.complete(adapter="uploaded")) == PROMPT.expected[UNLOADED]
+
+
+def test_pin_keeps_an_adapter_in_its_slot(server):
+    answer = server.client.post("/v1/adapters/shout/pin")
+    assert (answer.status_code, answer.json()["pinned"]) == (200, True)
+    assert server.client.get("/v1/adapters/shout").json()["level"] == "gpu"
+    answer = server.client.post("/v1/adapters/shout/unpin")
+    assert (answer.status_code, answer.json()["pinned"]) == (200, False)
 
 
 async def test_hot_replacement_under_traffic_never_mixes_versions(server):

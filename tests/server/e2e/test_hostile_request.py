@@ -66,6 +66,18 @@ HOSTILE = [
     {"adapter": "french@6b8e5fa4"},
     {"adapter": "../french"},
     {"adapter": "fr\0ench"},
+    {"adapter": "french@0"},
+    {"adapter": "french@-1"},
+    {"adapter": "french@1@1"},
+    {"adapter": "french@١"},
+    {"adapter": f"french@{10**30}"},
+    {"adapter": "default/"},
+    {"adapter": "/french"},
+    {"adapter": "a/b/french"},
+    {"adapter": "DEFAULT/french"},
+    {"adapter": "other/french"},
+    {"vllm_xargs": {"shadow_tenant": "other", "shadow_weight": 1e300, "shadow_tag": "x"}},
+    {"vllm_xargs": {"shadow_weight": -1}},
     {"model": ["demo"]},
 ]
 NOT_JSON = [b"", b"{", b"[]", b"null", b'{"a":1,"a":2}', b"\xff\xfe", b"[" * 100_000]

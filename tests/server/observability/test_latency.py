@@ -95,5 +95,5 @@ async def test_metrics_route_shows_them(server):
     assert 'shadow_time_to_first_token_seconds_count{adapter="math"} 1.0' in text
     assert 'shadow_e2e_request_seconds_count{adapter="__base__"} 1.0' in text
     assert 'shadow_inter_token_latency_seconds_bucket{adapter="math",le="0.002"} 1.0' in text
-    assert 'shadow_adapters{state="resident"} 1.0' in text
+    assert 'shadow_adapters{level="gpu",state="resident"} 1.0' in text
     assert "shadow_adapter_running_requests 0.0" in text

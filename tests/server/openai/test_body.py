@@ -22,6 +22,9 @@ JSON = {"content-type": "application/json"}
         b'{"prompt": "hi", "nested": {"x": 1, "x": 1}}',
         b'{"prompt": "\xff\xfe"}',
         b'{"prompt": "a\x00b"}',
+        b'{"prompt": "\\ud800"}',
+        b'{"\\uDFFF": 1}',
+        b'{"prompt": ["x", {"y": "\\udc00\\ud800"}]}',
         b"\x00" * 8,
         '{"prompt": "hi"}'.encode("utf-16"),
         b'\xef\xbb\xbf{"prompt": "hi"}',
@@ -85,6 +88,10 @@ async def test_body_bound_holds_with_and_without_declared_length(server):
 def test_parse_keeps_values():
     text = '{"a": [1, 2.5, "\\u00e9", null, true], "b": {"a": 1}}'
     assert parse_json(text.encode()) == json.loads(text)
+
+
+def test_surrogate_pairs_are_text():
+    assert parse_json(b'{"a": "\\ud83d\\ude00 \\\\ud800"}') == {"a": "\U0001f600 \\ud800"}
 
 
 def test_duplicate_key_is_named():

@@ -5,9 +5,14 @@ import json
 
 import pytest
 
-from fake_server import error_of, settle
+from fake_server import error_of, settle, until
+from shadow_server.engine import AdapterName, RegistrySettings
 
 BASE = "fake-base"
+
+
+def entry(server, name="math", version=None):
+    return server.engine.adapters.get(AdapterName("default", name), version)
 
 
 def text_of(answer):
@@ -32,6 +37,10 @@ async def test_base_answers_without_adapter_and_carries_no_adapter_headers(serve
         {"model": "math", "adapter": "math"},
         {"model": f"{BASE}:math", "adapter": "math"},
         {"model": "math", "adapter": None},
+        {"adapter": "math@1"},
+        {"adapter": "default/math"},
+        {"model": "default/math@1"},
+        {"model": f"{BASE}:math@1", "adapter": "default/math"},
     ],
 )
 async def test_every_spelling_names_the_adapter(server, fields):
@@ -40,6 +49,7 @@ async def test_every_spelling_names_the_adapter(server, fields):
     assert text_of(answer) == f"[math:{digest[-4:]}] hi there"
     assert answer.json()["model"] == "math"
     assert answer.headers["x-shadow-adapter"] == "math"
+    assert answer.headers["x-shadow-adapter-version"] == "1"
     assert answer.headers["x-shadow-adapter-digest"] == digest
 
 
@@ -58,10 +68,10 @@ async def test_two_different_adapters_are_a_conflict(server, fields):
     [
         ({"adapter": "nobody"}, "adapter_not_found"),
         ({"model": f"{BASE}:nobody"}, "adapter_not_found"),
-        ({"model": BASE, "adapter": "math@1"}, "adapter_not_found"),
+        ({"model": BASE, "adapter": "math@2"}, "adapter_not_found"),
         ({"model": "nobody"}, "model_not_found"),
         ({"model": f"{BASE}:"}, "model_not_found"),
-        ({"model": "math@1"}, "model_not_found"),
+        ({"model": "math@2"}, "model_not_found"),
         ({"model": "nobody", "adapter": "math"}, "model_not_found"),
         ({"model": "nobody:math"}, "model_not_found"),
     ],
@@ -160,20 +170,22 @@ async def test_lease_lasts_until_the_answer_and_a_replaced_adapter_finishes_its_
     running = asyncio.create_task(server.complete(adapter="math"))
     streaming = asyncio.create_task(server.complete(adapter="math", stream=True))
     await settle()
-    assert server.engine.adapters.get("math").num_leases == 2
+    assert entry(server).num_leases == 2
     new = await server.load("math", "two")
     assert new != old
     assert server.engine.loader.held == {old, new}
+    assert (entry(server, version=1).num_leases, entry(server).num_leases) == (2, 0)
     late = asyncio.create_task(server.complete(adapter="math"))
     await settle()
     server.engine.gate.set()
     for task in (running, streaming):
         answer = await task
         assert answer.headers["x-shadow-adapter-digest"] == old
+        assert answer.headers["x-shadow-adapter-version"] == "1"
         assert f"[math:{old[-4:]}]" in answer.text
+    assert (await late).headers["x-shadow-adapter-version"] == "2"
     assert text_of(await late).startswith(f"[math:{new[-4:]}]")
-    await settle()
-    assert server.engine.loader.held == {new}
+    await until(lambda: server.engine.loader.slots == [new])
 
 
 async def test_a_request_that_is_cancelled_gives_its_lease_back(server):
@@ -181,16 +193,119 @@ async def test_a_request_that_is_cancelled_gives_its_lease_back(server):
     server.engine.gate = asyncio.Event()
     running = asyncio.create_task(server.complete(adapter="math"))
     await settle()
-    assert server.engine.adapters.get("math").num_leases == 1
+    assert entry(server).num_leases == 1
     running.cancel()
     with pytest.raises(asyncio.CancelledError):
         await running
     assert server.engine.num_aborted == 1
-    assert server.engine.adapters.get("math").num_leases == 0
+    assert entry(server).num_leases == 0
 
 
 async def test_a_request_that_fails_gives_its_lease_back(server):
     await server.load("math")
     for fields in ({"max_tokens": "many"}, {"max_tokens": 1000}):
         assert (await server.complete(adapter="math", **fields)).status_code == 400
-    assert server.engine.adapters.get("math").num_leases == 0
+    assert entry(server).num_leases == 0
+
+
+async def test_an_old_version_answers_by_its_number(server):
+    old, new = await server.load("math", "one"), await server.load("math", "two")
+    for asked, version, digest in (("math", "2", new), ("math@2", "2", new), ("math@1", "1", old)):
+        answer = await server.complete(adapter=asked)
+        assert answer.headers["x-shadow-adapter-version"] == version
+        assert answer.headers["x-shadow-adapter-digest"] == digest
+        assert text_of(answer) == f"[math:{digest[-4:]}] hi there"
+    assert error_of(await server.complete(adapter="math@3"))["code"] == "adapter_not_found"
+
+
+@pytest.mark.parametrize("salt", ["a", "x" * 128, "é", "two words"])
+async def test_cache_salts(server, salt):
+    assert (await server.complete(cache_salt=salt)).status_code == 200
+
+
+@pytest.mark.parametrize("salt", ["", "x" * 257, "a\x00", "a\nb", 1, True, ["a"], {"a": 1}])
+async def test_cache_salts_that_are_refused(server, salt):
+    answer = await server.complete(cache_salt=salt)
+    assert answer.status_code == 400
+    assert error_of(answer)["param"] == "cache_salt"
+
+
+async def test_the_engine_sees_ids_of_ours_only(server):
+    headers = {"x-request-id": "mine"}
+    body = {"prompt": "hi"}
+    for _ in range(2):
+        answer = await server.client.post("/v1/completions", json=body, headers=headers)
+        assert answer.headers["x-request-id"] == "mine"
+    first, second = server.engine.tags
+    assert "mine" not in {first.tag, second.tag}
+    assert first.tag != second.tag
+    assert (first.tenant, first.weight, first.cache_salt) == ("default", 1.0, None)
+
+
+class TestWaiting:
+    """A request for an adapter that the engine does not hold."""
+
+    @pytest.fixture
+    def registry_settings(self):
+        return RegistrySettings(
+            max_host_adapters=1, adapter_wait_seconds=0.3, retry_failed_seconds=0.0
+        )
+
+    @pytest.fixture
+    async def waiting(self, server):
+        """Return a server whose adapter `math` is on disk only, and cannot be loaded yet."""
+        await server.load("math")
+        await server.load("poet")
+        assert entry(server).level == "disk"
+        server.engine.loader.gate = asyncio.Event()
+        return server
+
+    async def test_it_waits_for_the_load(self, waiting):
+        running = asyncio.create_task(waiting.complete(adapter="math"))
+        await until(lambda: entry(waiting).num_leases == 1)
+        assert not running.done()
+        assert text_of(await waiting.complete()) == "[base] hi there"
+        waiting.engine.loader.gate.set()
+        assert (await running).headers["x-shadow-adapter"] == "math"
+
+    async def test_it_is_told_to_come_again_when_that_takes_too_long(self, waiting):
+        answer = await waiting.complete(adapter="math")
+        assert answer.status_code == 503
+        assert error_of(answer)["code"] == "adapter_loading"
+        assert int(answer.headers["retry-after"]) >= 1
+        waiting.engine.loader.gate.set()
+        await until(lambda: entry(waiting).num_leases == 0)
+
+    async def test_a_client_that_leaves_gives_everything_back(self, waiting):
+        sent = []
+        left = asyncio.Event()
+        body = json.dumps({"prompt": "hi", "adapter": "math"}).encode()
+        messages = [{"type": "http.request", "body": body, "more_body": False}]
+
+        async def receive():
+            if messages:
+                return messages.pop()
+            await left.wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message):
+            sent.append(message)
+
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/completions",
+            "raw_path": b"/v1/completions",
+            "query_string": b"",
+            "headers": [(b"content-type", b"application/json")],
+            "root_path": "",
+        }
+        running = asyncio.create_task(waiting.app(scope, receive, send))
+        await until(lambda: entry(waiting).num_leases == 1)
+        left.set()
+        await running
+        await settle()
+        assert sent == []
+        assert entry(waiting).num_leases == 0
+        assert waiting.engine.tags == []
+        waiting.engine.loader.gate.set()

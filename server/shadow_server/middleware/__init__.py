@@ -1,0 +1,4 @@
+"""What every request passes before its route.
+
+Runs in: API process.
+"""
