@@ -6,6 +6,7 @@ Runs in: GPU worker; the step thread asks, loader threads read, hash and pad.
 from __future__ import annotations
 
 import os
+import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 _NUM_LOADERS = 2
 """Adapters that are read at once: a small one need not wait for a large one."""
 
-_MAX_READERS = 4
+_MAX_READERS = 8
+
+_SWITCH_SECONDS = 0.0005
 
 
 class ImageLoader:
@@ -35,6 +38,8 @@ class ImageLoader:
     """
 
     def __init__(self, executor: ShadowExecutor, base: BaseGeometry) -> None:
+        # A step waits for the interpreter as long as a loader thread may keep it, and 5 ms are more than a step.
+        sys.setswitchinterval(_SWITCH_SECONDS)
         self._executor = executor
         self._base = base
         self._staged: dict[str, Future[SlotImage]] = {}

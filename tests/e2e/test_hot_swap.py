@@ -66,6 +66,7 @@ def test_a_request_after_the_acknowledgement_gets_that_version_or_a_newer_one(
     assert result.num_versions_heard() > SETTINGS.num_publishes * 0.9
 
 
+@pytest.mark.timing
 def test_streams_do_not_stall_while_versions_change(result: SwapResult) -> None:
     figures = result.summary()
     assert result.p99_ratio() <= MAX_P99_RATIO, json.dumps(figures, indent=1)

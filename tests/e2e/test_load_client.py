@@ -108,7 +108,8 @@ async def test_nothing_is_started_outside_the_windows(port: int, tmp_path: Path)
     report = await run(port, tmp_path, closed, opened)
     for record in report.records:
         assert any(a <= record.sent_at < b + 0.1 for a, b in windows)
-    assert 10 <= len(report.of("open")) + report.num_skipped <= 12
+    # 20 a second for 0.6 s; the first and the last moment of each window may both fall into it.
+    assert 10 <= len(report.of("open")) + report.num_skipped <= 12 + len(windows)
     assert len(report.of("closed")) >= 6
 
 

@@ -27,10 +27,10 @@ def result(tenants: TenantServer, tmp_path_factory: pytest.TempPathFactory) -> N
 
 
 def test_the_noisy_tenant_is_held_to_its_quota(result: NoiseResult) -> None:
-    loud_seconds = sum(end - start for start, end in result.loud)
+    seconds = result.loud[-1][1] - result.loud[0][0]
     rate = SETTINGS.requests_per_minute / 60
-    # A bucket of one minute is full at first.
-    assert len(result.admitted()) <= SETTINGS.requests_per_minute + 1.1 * rate * loud_seconds
+    # A bucket of one minute is full at first, and fills in the windows between, too.
+    assert len(result.admitted()) <= SETTINGS.requests_per_minute + 1.1 * rate * seconds
     refused = result.refusals()
     assert len(refused) > 0.5 * len(result.report.of("noisy"))
     assert len(refused) + len(result.admitted()) == len(result.report.of("noisy"))
@@ -40,7 +40,11 @@ def test_the_noisy_tenant_is_held_to_its_quota(result: NoiseResult) -> None:
         assert "x-ratelimit-limit-requests" in record.headers
 
 
-def test_the_steady_tenant_is_answered_as_if_alone(result: NoiseResult) -> None:
+def test_the_steady_tenant_is_answered(result: NoiseResult) -> None:
     assert result.failed() == []
     assert len(result.first_tokens(result.quiet)) > 300
+
+
+@pytest.mark.timing
+def test_the_steady_tenant_waits_no_longer_than_alone(result: NoiseResult) -> None:
     assert result.p99_ratio() <= MAX_P99_RATIO, json.dumps(result.summary(), indent=1)

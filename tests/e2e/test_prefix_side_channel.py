@@ -20,7 +20,7 @@ from noisy_tenant_run import STEADY
 from tenant_server import ADMIN, CROWD, TenantServer
 from version_canary import build_canary, canary_prompt
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timing]
 
 NUM_ROUNDS = 60
 PROMPT_TOKENS = 990

@@ -107,20 +107,23 @@ class SwapResult:
 
     def mixed(self) -> list[Record]:
         """Return the answers that say more than one thing, or nothing."""
-        return [record for record in self.report.records if len(record.said) != 1]
+        return [record for record in self._complete() if len(record.said) != 1]
 
     def misnamed(self) -> list[Record]:
         """Return the answers that say another adapter than the one in their headers."""
-        return [r for r in self.report.records if not self._says_what_it_names(r)]
+        return [r for r in self._complete() if not self._says_what_it_names(r)]
 
     def stale(self) -> list[Record]:
         """Return the answers by a version older than one acknowledged before the request was sent."""
-        return [r for r in self.report.of(HOT) if self._version(r) < self._acknowledged(r.sent_at)]
+        return [r for r in self._complete(HOT) if self._version(r) < self._acknowledged(r.sent_at)]
 
     def premature(self) -> list[Record]:
         """Return the answers by a version whose publish had not even been sent when the answer began."""
         sent = {publish.version: publish.sent_at for publish in self.publishes}
-        return [r for r in self.report.of(HOT) if r.first_at < sent[self._version(r)]]
+        return [r for r in self._complete(HOT) if r.first_at < sent[self._version(r)]]
+
+    def _complete(self, *groups: str) -> list[Record]:
+        return [r for r in self.report.of(*(groups or self.report.gaps)) if r.is_complete]
 
     def _says_what_it_names(self, record: Record) -> bool:
         digest = record.headers.get("x-shadow-adapter-digest")
@@ -139,7 +142,7 @@ class SwapResult:
 
     def num_versions_heard(self) -> int:
         """Return how many versions of the hot name answered."""
-        return len({self._version(record) for record in self.report.of(HOT)})
+        return len({self._version(record) for record in self._complete(HOT)})
 
     def gaps(self, *, is_swapping: bool, groups: Iterable[str] = ()) -> list[float]:
         """Return the inter-token gaps, in seconds, that ended in windows with or without publishes, sorted."""

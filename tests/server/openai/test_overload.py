@@ -115,6 +115,7 @@ def overloaded(tmp_path_factory):
         yield server, echo_port
 
 
+@pytest.mark.timing
 async def test_refusals_are_immediate_and_good_answers_go_on(overloaded):
     server, echo_port = overloaded
     await one_round(server.port, echo_port, seed=0)
