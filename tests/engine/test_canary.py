@@ -12,6 +12,7 @@ import pytest
 from engine_cast import Cast, build_cast
 from engine_session import Row, answer_rows, random_prompt, sampling, shadow_engine, token_prompts
 from reference_adapters import KINDS, AdapterKind
+from shadow_runtime.slots.derive import SlotOptions
 
 NUM_ADAPTERS = 12
 NUM_SLOTS = 4
@@ -56,7 +57,7 @@ def llm(cast: Cast, stage: Stage) -> Iterator[Any]:
     with shadow_engine(
         cast.base,
         cast.adapters,
-        max_resident_adapters=stage.slots_per_class,
+        options=SlotOptions(max_resident_adapters=stage.slots_per_class, max_pinned_adapters=0),
         max_num_seqs=256,
         max_num_batched_tokens=2048,
     ) as engine:

@@ -51,8 +51,8 @@ def test_every_spelling_names_the_adapter(server, fields):
         ({"adapter": "nobody"}, 404, "adapter_not_found"),
         ({"model": f"{BASE}:nobody"}, 404, "adapter_not_found"),
         ({"model": "nobody"}, 404, "model_not_found"),
-        ({"adapter": "shout@1"}, 404, "adapter_not_found"),
-        ({"model": "shout@1"}, 404, "model_not_found"),
+        ({"adapter": "shout@99"}, 404, "adapter_not_found"),
+        ({"model": "shout@99"}, 404, "model_not_found"),
     ],
 )
 def test_names_that_answer_nothing(server, fields, status, code):

@@ -24,11 +24,12 @@ async def test_sigterm_drains_and_then_aborts(start_server):
     with process:
         await asyncio.to_thread(process.wait_until_ready, START_SECONDS)
         async with httpx.AsyncClient(base_url=process.url, timeout=120) as client:
+            endless = asyncio.create_task(client.post("/v1/completions", json=ENDLESS))
+            await until_running(client, "french")
+            # The last to begin: it must still run when the server is told to stop.
             first = asyncio.Event()
             streaming = asyncio.create_task(stream(client, first))
             await first.wait()
-            endless = asyncio.create_task(client.post("/v1/completions", json=ENDLESS))
-            await until_running(client, "french")
             os.kill(process.pid, signal.SIGTERM)
             refused = await until_not_ready(client)
             assert not streaming.done()

@@ -352,6 +352,7 @@ def check_refusals(answers):
     return seconds[len(seconds) // 2], seconds[int(0.99 * len(seconds))]
 
 
+@pytest.mark.timing
 async def test_what_finds_no_room_is_refused_and_what_does_is_answered(tenants, capsys):
     burst = Burst(tenants)
     answers = await burst.ask("acme", 80, adapter="shout")
