@@ -121,6 +121,7 @@ def shadow_engine(
     """Run a `ShadowLLM` in fp32; `engine_args` override `ENGINE_ARGS`."""
     from vllm import envs
 
+    from shadow_runtime.slots.derive import SlotOptions
     from shadow_runtime.vllm_bridge.offline import ShadowLLM
 
     # A running engine freezes its environment; the next one must see what its test has set.
@@ -128,9 +129,17 @@ def shadow_engine(
     llm = ShadowLLM(
         model=str(model),
         adapters={name: str(path) for name, path in (adapters or {}).items()} or None,
-        max_resident_adapters=max_resident_adapters,
         dtype="float32",
-        **(ENGINE_ARGS | engine_args),
+        # No slots for pins: adapters then take turns on exactly the slots that the test names.
+        **(
+            {
+                "options": SlotOptions(
+                    max_resident_adapters=max_resident_adapters, max_pinned_adapters=0
+                )
+            }
+            | ENGINE_ARGS
+            | engine_args
+        ),
     )
     try:
         yield llm
