@@ -183,6 +183,7 @@ class SwapResult:
                 for w in self.windows
             ],
             "client_cpu_cores": round(self.report.cpu_seconds / self.report.wall_seconds, 2),
+            "client_is_punctual": self.report.is_punctual,
         }
 
     def _gaps_in(self, window: Window) -> list[float]:

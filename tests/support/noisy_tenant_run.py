@@ -126,6 +126,7 @@ class NoiseResult:
                 "skipped": self.report.num_skipped,
             },
             "client_cpu_cores": round(self.report.cpu_seconds / self.report.wall_seconds, 2),
+            "client_is_punctual": self.report.is_punctual,
         }
 
 
