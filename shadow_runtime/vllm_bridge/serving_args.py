@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import sys
-from argparse import ArgumentTypeError, Namespace
+from argparse import ArgumentTypeError, Namespace, _ArgumentGroup
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -78,6 +78,14 @@ def make_parser() -> ServeParser:
     group = parser.add_argument_group(
         "ShadowPEFT", "Adapters, and the memory that is set aside for them."
     )
+    _add_adapter_options(group)
+    _add_lifecycle_options(group)
+    _add_storage_options(group)
+    parser.set_defaults(shutdown_timeout=DRAIN_SECONDS)
+    return parser
+
+
+def _add_adapter_options(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--adapter",
         action="append",
@@ -95,6 +103,9 @@ def make_parser() -> ServeParser:
             metavar="N",
             help=text,
         )
+
+
+def _add_lifecycle_options(group: _ArgumentGroup) -> None:
     lifecycle = LifecycleOptions()
     for option, text in _LIFECYCLE_OPTIONS.items():
         group.add_argument(
@@ -104,6 +115,9 @@ def make_parser() -> ServeParser:
             metavar="SECONDS",
             help=f"{text} Default: %(default)s.",
         )
+
+
+def _add_storage_options(group: _ArgumentGroup) -> None:
     group.add_argument(
         "--state-dir",
         type=Path,
@@ -125,12 +139,10 @@ def make_parser() -> ServeParser:
     group.add_argument(
         "--validation-bytes",
         type=_positive_int,
-        default=lifecycle.validation_bytes,
+        default=LifecycleOptions().validation_bytes,
         metavar="BYTES",
         help="Memory that the check of one adapter may take. Default: %(default)s.",
     )
-    parser.set_defaults(shutdown_timeout=DRAIN_SECONDS)
-    return parser
 
 
 @dataclass(frozen=True, slots=True)

@@ -130,7 +130,8 @@ class AdapterAdmin:
         identity = identity_of(request.scope)
         found = reach_name(name, identity)
         body = parse_body(await _read_optional_object(request), Rollback)
-        outcome = await self._adapters.rollback(found, body.version)
+        async with self._publisher.room(found, identity):
+            outcome = await self._adapters.rollback(found, body.version)
         card = self._describe(outcome.entry, identity)
         if outcome.replaced is not None:
             card["replaced_digest"] = outcome.replaced.digest
@@ -139,7 +140,9 @@ class AdapterAdmin:
     async def pin(self, request: Request, name: str) -> dict[str, Any]:
         """Keep an adapter resident."""
         identity = identity_of(request.scope)
-        return self._describe(await self._adapters.pin(reach_name(name, identity)), identity)
+        found = reach_name(name, identity)
+        async with self._publisher.room(found, identity, self._adapters.get(found).digest):
+            return self._describe(await self._adapters.pin(found), identity)
 
     async def unpin(self, request: Request, name: str) -> dict[str, Any]:
         """Let an adapter be evicted again."""

@@ -102,35 +102,47 @@ class Publisher:
 
     async def _publish(self, publication: Publication, progress: Progress | None) -> PublishOutcome:
         staged = await self.stage(publication.source, progress)
-        async with self._room(publication, staged):
-            return await self._adapters.publish(
-                publication.name,
-                staged,
-                can_replace=publication.can_replace,
-                wait=publication.wait,
-                progress=progress,
-                quota=_quota(publication),
-            )
+        try:
+            async with self.room(publication.name, publication.identity):
+                return await self._adapters.publish(
+                    publication.name,
+                    staged,
+                    can_replace=publication.can_replace,
+                    wait=publication.wait,
+                    progress=progress,
+                    quota=_quota(publication),
+                )
+        except BaseException:
+            # There may have been no room, and so no publish that uses it up.
+            await asyncio.to_thread(staged.discard)
+            raise
 
     @asynccontextmanager
-    async def _room(self, publication: Publication, staged: StagedArtifact) -> AsyncIterator[None]:
-        """Keep a tenant within its resident adapters: room is made first, and its publishes take turns."""
-        tenant, most = publication.name.tenant, publication.identity.quotas.max_resident_adapters
-        if most is None or tenant != publication.identity.tenant:
+    async def room(
+        self, name: AdapterName, identity: Identity, digest: str | None = None
+    ) -> AsyncIterator[None]:
+        """Keep a tenant within its resident adapters while it loads one: room is made, and its changes take turns.
+
+        Args:
+            name: what is published, rolled back or pinned.
+            identity: who asks; the quota is of a tenant's own changes.
+            digest: what is to be loaded, None for one not known yet.
+
+        Raises:
+            QuotaError: nothing of the tenant can leave.
+        """
+        tenant, most = name.tenant, identity.quotas.max_resident_adapters
+        if most is None or tenant != identity.tenant:
             yield
             return
         async with self._turns.setdefault(tenant, asyncio.Lock()):
-            try:
-                # A resident version that is replaced leaves with its last request, and so needs no second place.
-                most_now = most + self._is_resident(publication.name)
-                if not await self._adapters.make_room(tenant, most_now):
-                    raise runtime_errors.QuotaError(
-                        f"At most {most} of the tenant's adapters are resident at once, and those "
-                        "that are cannot leave now: unpin or delete one, or let its requests end."
-                    )
-            except BaseException:
-                await asyncio.to_thread(staged.discard)
-                raise
+            # A resident version that is replaced leaves with its last request, and so needs no second place.
+            most_now = most + self._is_resident(name)
+            if not await self._adapters.make_room(tenant, most_now, digest):
+                raise runtime_errors.QuotaError(
+                    f"At most {most} of the tenant's adapters are resident at once, and those "
+                    "that are cannot leave now: unpin or delete one, or let its requests end."
+                )
             yield
 
     def _is_resident(self, name: AdapterName) -> bool:

@@ -234,6 +234,29 @@ class TestResidentQuota:
         await server.load("acme/two")
         assert self.resident(server) == {"one", "two"}
 
+    @pytest.mark.parametrize("change", ["pin", "rollback"])
+    async def test_a_pin_and_a_rollback_load_too(self, server, acme, change):
+        await server.load("one", client=acme)
+        await server.load("one", "other bytes", client=acme)
+        await server.load("two", client=acme)
+        answer = await acme.post(f"/v1/adapters/one/{change}")
+        assert answer.status_code in (200, 201)
+        assert self.resident(server) == {"one"}
+        assert server.engine.adapters.num_resident("acme") == 1
+
+    @pytest.mark.parametrize("change", ["pin", "rollback"])
+    async def test_where_nothing_can_leave_they_are_refused(self, server, acme, change):
+        await server.load("one", client=acme)
+        await server.load("one", "other bytes", client=acme)
+        await server.load("two", client=acme)
+        assert (await acme.post("/v1/adapters/two/pin")).status_code == 200
+        answer = await acme.post(f"/v1/adapters/one/{change}")
+        assert answer.status_code == 429
+        assert error_of(answer)["code"] == "insufficient_quota"
+        card = (await acme.get("/v1/adapters/one")).json()
+        assert (card["version"], card["pinned"]) == (2, False)
+        assert self.resident(server) == {"two"}
+
     async def test_a_version_that_requests_hold_can_be_replaced(self, server, acme):
         await server.load("one", client=acme)
         server.engine.gate = asyncio.Event()
