@@ -13,10 +13,11 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from sample_spec import SAMPLE_SPEC
 from shadow_runtime.catalog.catalog import Catalog
 from shadow_runtime.catalog.record import ArtifactRecord
 from shadow_runtime.errors import AdapterNotFoundError
-from shadow_runtime.types import AdapterManifest, AdapterName, BackboneSpec
+from shadow_runtime.types import AdapterManifest, AdapterName
 
 Operation = tuple[str, str, Any]
 
@@ -24,34 +25,6 @@ BASE = f"sha256:{'b' * 64}"
 OTHER_BASE = f"sha256:{'c' * 64}"
 TENANT = "acme"
 NOT_FOUND = "not found"
-
-_BACKBONE = BackboneSpec(
-    family="qwen3",
-    num_layers=2,
-    hidden_size=64,
-    intermediate_size=128,
-    num_heads=4,
-    num_kv_heads=2,
-    head_dim=16,
-    norm="rms",
-    norm_eps=1e-6,
-    qk_norm=True,
-    qkv_bias=False,
-    o_bias=False,
-    mlp_bias=False,
-    mlp="glu",
-    activation="silu",
-    sandwich_norm=False,
-    rope=('{"rope_theta":10000.0,"rope_type":"default"}',) * 2,
-    windows=(None, 128),
-    attention_scale=0.25,
-    logit_softcap=None,
-    max_position_embeddings=512,
-    learned_positions=0,
-    vocab_size=0,
-    embed_scale=1.0,
-    has_projection=True,
-)
 
 
 def digest_of(seed: int) -> str:
@@ -76,7 +49,7 @@ def make_artifact(
         has_update_bias=False,
         injects=(True, False),
         updates=(False, True),
-        backbone=_BACKBONE,
+        backbone=SAMPLE_SPEC,
         num_parameters=12345,
         tensor_bytes=stored_bytes - 10,
         notes=("ignored: shadow_lm_head",),

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from sample_spec import SAMPLE_SPEC
 from shadow_runtime.catalog import Catalog
 from shadow_runtime.errors import (
     AdapterNotFoundError,
@@ -31,7 +32,7 @@ from shadow_runtime.registry import (
 )
 from shadow_runtime.slots.pool import SlotPool
 from shadow_runtime.store import ArtifactStore, StagedArtifact
-from shadow_runtime.types import AdapterManifest, AdapterName, BackboneSpec, ValidationReport
+from shadow_runtime.types import AdapterManifest, AdapterName, ValidationReport
 
 ADAPTER_FILE = "adapter_config.json"
 BASE_FINGERPRINT = "sha256:" + "0" * 64
@@ -74,39 +75,10 @@ def fake_manifest(
         has_update_bias=True,
         injects=(True,),
         updates=(False,),
-        backbone=_BACKBONE,
+        backbone=SAMPLE_SPEC,
         num_parameters=1,
         tensor_bytes=int(scale),
     )
-
-
-_BACKBONE = BackboneSpec(
-    family="qwen3",
-    num_layers=1,
-    hidden_size=8,
-    intermediate_size=8,
-    num_heads=1,
-    num_kv_heads=1,
-    head_dim=8,
-    norm="rms",
-    norm_eps=1e-6,
-    qk_norm=False,
-    qkv_bias=False,
-    o_bias=False,
-    mlp_bias=False,
-    mlp="glu",
-    activation="silu",
-    sandwich_norm=False,
-    rope=None,
-    windows=(None,),
-    attention_scale=1.0,
-    logit_softcap=None,
-    max_position_embeddings=128,
-    learned_positions=0,
-    vocab_size=0,
-    embed_scale=1.0,
-    has_projection=False,
-)
 
 
 class FakeValidator:
