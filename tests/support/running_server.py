@@ -11,7 +11,12 @@ from shadow_server.demo import demo_adapter_paths, demo_prompts
 from shadow_server.demo_command import BASE_NAME, serve_arguments
 from shadow_server.server_process import ServerProcess
 
-ENVIRONMENT = {"VLLM_CPU_OMP_THREADS_BIND": "nobind", "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = {
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+    # Tests read the log, and engines inside the test process are quieter than that.
+    "VLLM_LOGGING_LEVEL": "INFO",
+}
 START_SECONDS = 240.0
 BUSY_TOKENS = 600
 """Tokens that keep a request running for about a second on the demo."""
