@@ -3,6 +3,7 @@
     python benchmarks/hot_load.py                           the largest adapter of the shipped demo
     python benchmarks/hot_load.py --model 8b-shape          58 MB adapters of a Qwen3-8B shape, without its weights
     python benchmarks/hot_load.py --base DIR --adapter DIR  any other
+    python benchmarks/hot_load.py --checkpoint ...          without the canonical file of the server's store
 
 No engine is started: the worker's own residency (reading, hashing, checking, padding, pinned memory, copy) works on
 real slots, and the polling is the one of `EngineControl`. Written out is one JSON object with times in milliseconds:
@@ -35,10 +36,12 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 from transformers import AutoConfig  # noqa: E402
 
 from shadow_runtime.artifact import base_geometry, load_adapter  # noqa: E402
+from shadow_runtime.artifact.canonical_file import write_canonical  # noqa: E402
 from shadow_runtime.slots.derive import SlotOptions, derive_config  # noqa: E402
 from shadow_runtime.slots.layout import ShardPlan  # noqa: E402
 from shadow_runtime.slots.stack import AdapterStacks  # noqa: E402
-from shadow_runtime.types import AdapterManifest  # noqa: E402
+from shadow_runtime.store.budget import CANONICAL_FILE  # noqa: E402
+from shadow_runtime.types import AdapterManifest, BaseGeometry  # noqa: E402
 from shadow_runtime.vllm_bridge.control import PollDelay  # noqa: E402
 from shadow_runtime.vllm_bridge.request import AdapterSource  # noqa: E402
 from shadow_runtime.vllm_bridge.residency import AdapterResidency  # noqa: E402
@@ -134,6 +137,11 @@ def main() -> None:
     parser.add_argument("--base", type=Path, help="directory of the base; its config is enough")
     parser.add_argument("--adapter", type=Path, help="adapter to make variants of")
     parser.add_argument("--loads", type=int, default=24)
+    parser.add_argument(
+        "--checkpoint",
+        action="store_true",
+        help="load adapters as they were saved, as an engine without the server's store does",
+    )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
@@ -183,7 +191,7 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     base = base_geometry(AutoConfig.from_pretrained(args.base))
     variants = write_variants(args.adapter, folder, args.loads + WARM_UP)
     # Reads every file once, so that all of them are in the page cache.
-    manifests = [load_adapter(path, base).manifest for path in variants]
+    manifests = [validate(path, base, args.checkpoint) for path in variants]
     options = SlotOptions(max_resident_adapters=8, max_host_adapters=16)
     config = derive_config(base, manifests[:1], options)
     executor: Any = Executor(config, base, device)
@@ -203,6 +211,15 @@ def measure(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "load_ms": spread(times),
         "call_ms": spread(loads.calls),
     } | measure_steps(residency, manifests[WARM_UP:], device)
+
+
+def validate(path: Path, base: BaseGeometry, is_bare: bool) -> AdapterManifest:
+    """Return an adapter's manifest and leave beside it what the server's validation leaves in its store."""
+    adapter = load_adapter(path, base)
+    if not is_bare:
+        with (path / CANONICAL_FILE).open("wb") as file:
+            write_canonical(adapter, file.fileno(), 1 << 40)
+    return adapter.manifest
 
 
 def _load_and_forget(residency: AdapterResidency, loads: Loads, manifest: AdapterManifest) -> float:

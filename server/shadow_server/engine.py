@@ -39,7 +39,13 @@ from shadow_runtime.registry import (
     is_tenant_name,
     parse_adapter,
 )
-from shadow_runtime.store import ArtifactStore, HubSource, StagedArtifact, UploadSession
+from shadow_runtime.store import (
+    ArtifactStore,
+    CanonicalTarget,
+    HubSource,
+    StagedArtifact,
+    UploadSession,
+)
 from shadow_runtime.types import (
     DEFAULT_TENANT,
     AdapterManifest,
@@ -62,6 +68,7 @@ __all__ = [
     "ArtifactRecord",
     "ArtifactStore",
     "BackboneSpec",
+    "CanonicalTarget",
     "Catalog",
     "CatalogQuota",
     "CatalogUsage",

@@ -15,6 +15,7 @@ from pathlib import Path
 from shadow_server.engine import (
     AdapterManifest,
     BackboneSpec,
+    CanonicalTarget,
     Level,
     TensorReport,
     ValidationReport,
@@ -29,7 +30,12 @@ _SLOT_BYTES = 4096
 class FakeValidator:
     """Takes any `adapter.txt` without the word `broken`; its bytes are the adapter's identity."""
 
-    async def validate(self, path: str, backbone_config: str | None = None) -> AdapterManifest:
+    async def validate(
+        self,
+        path: str,
+        backbone_config: str | None = None,
+        canonical: CanonicalTarget | None = None,
+    ) -> AdapterManifest:
         """See `Validator`."""
         file = Path(path) / ADAPTER_FILE
         if not file.is_file():

@@ -40,7 +40,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from shadow_runtime.types import AdapterManifest
+from shadow_runtime.types import AdapterManifest, BackboneSpec
 
 if TYPE_CHECKING:
     import torch
@@ -57,3 +57,72 @@ class CanonicalAdapter:
 
     manifest: AdapterManifest
     tensors: dict[str, torch.Tensor]
+
+
+Shapes = dict[str, tuple[int, ...]]
+
+
+def canonical_shapes(manifest: AdapterManifest, hidden_size: int) -> Shapes:
+    """Return name to shape of every canonical tensor of an adapter.
+
+    Args:
+        manifest: of the adapter.
+        hidden_size: of the base (D).
+    """
+    shapes = _boundary_shapes(manifest, hidden_size)
+    spec = manifest.backbone
+    backbone = _norm_shapes(spec, "norm")
+    for index in range(spec.num_layers):
+        layer = _layer_shapes(spec)
+        backbone |= {f"layers.{index}.{name}": shape for name, shape in layer.items()}
+    if spec.vocab_size:
+        backbone["embed.weight"] = (spec.vocab_size, spec.hidden_size)
+    if spec.learned_positions:
+        backbone["position_embed.weight"] = (spec.learned_positions, spec.hidden_size)
+    if spec.has_projection:
+        backbone["projection.weight"] = (hidden_size, spec.hidden_size)
+    return shapes | {f"backbone.{name}": shape for name, shape in backbone.items()}
+
+
+def _boundary_shapes(manifest: AdapterManifest, width: int) -> Shapes:
+    layers, rank, gate = len(manifest.injects), manifest.injection_rank, manifest.gate_size
+    shapes: Shapes = {
+        "boundary.down": (layers, rank, width),
+        "boundary.up": (layers, rank, width),
+        "boundary.update_in": (layers, 2, gate, width),
+        "boundary.update_out": (layers, 2, gate, width),
+    }
+    if manifest.has_update_bias:
+        shapes["boundary.update_in_bias"] = (layers, 2, gate)
+        shapes["boundary.update_out_bias"] = (layers, 2, width)
+    if manifest.has_norm:
+        shapes["boundary.norm_weight"] = shapes["boundary.norm_bias"] = (width,)
+    return shapes
+
+
+def _layer_shapes(spec: BackboneSpec) -> Shapes:
+    width, inner = spec.hidden_size, spec.intermediate_size
+    q_size, kv_size = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
+    shapes = _norm_shapes(spec, "input_norm") | _norm_shapes(spec, "mlp_norm")
+    shapes |= _linear_shapes("q", q_size, width, spec.qkv_bias)
+    for name in "kv":
+        shapes |= _linear_shapes(name, kv_size, width, spec.qkv_bias)
+    shapes |= _linear_shapes("o", width, q_size, spec.o_bias)
+    for name in ("gate", "up") if spec.mlp == "glu" else ("up",):
+        shapes |= _linear_shapes(name, inner, width, spec.mlp_bias)
+    shapes |= _linear_shapes("down", width, inner, spec.mlp_bias)
+    if spec.qk_norm:
+        shapes["q_norm.weight"] = shapes["k_norm.weight"] = (spec.head_dim,)
+    if spec.sandwich_norm:
+        shapes["attn_out_norm.weight"] = shapes["mlp_out_norm.weight"] = (width,)
+    return shapes
+
+
+def _norm_shapes(spec: BackboneSpec, name: str) -> Shapes:
+    parts = ("weight", "bias") if spec.norm == "layer" else ("weight",)
+    return {f"{name}.{part}": (spec.hidden_size,) for part in parts}
+
+
+def _linear_shapes(name: str, out_size: int, in_size: int, has_bias: bool) -> Shapes:
+    shapes: Shapes = {f"{name}.weight": (out_size, in_size)}
+    return shapes | ({f"{name}.bias": (out_size,)} if has_bias else {})

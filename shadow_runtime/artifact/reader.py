@@ -9,13 +9,12 @@ import math
 import os
 from concurrent.futures import Executor
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from shadow_runtime.artifact import dialect_paper, dialect_peft
 from shadow_runtime.artifact.canonical import CanonicalAdapter
-from shadow_runtime.artifact.digest import compute_digest
+from shadow_runtime.artifact.digest import compute_digest, hashed_maths
 from shadow_runtime.artifact.plan import AdapterPlan
 from shadow_runtime.artifact.tensor_file import TensorFile
 from shadow_runtime.errors import AdapterConfigError, AdapterFileError
@@ -63,7 +62,7 @@ def load_adapter(
             plan.check()
             head_notes = dialect_paper.read_heads(directory, limits) if is_paper else ()
             tensors = _read_canonical(file, plan, threads)
-        digest = compute_digest(_maths(plan), tensors, threads)
+        digest = compute_digest(hashed_maths(plan), tensors, threads)
         manifest = _manifest(plan, digest, tensors, directory.path, backbone_config, head_notes)
     return CanonicalAdapter(manifest, tensors)
 
@@ -89,18 +88,6 @@ def _read_canonical(
     keys = sorted(plan.file_keys, key=lambda key: -math.prod(plan.entries[key].shape))
     read = (map if threads is None else threads.map)(file.read, [plan.file_keys[k] for k in keys])
     return plan.build(dict(zip(keys, read, strict=True)))
-
-
-def _maths(plan: AdapterPlan) -> dict[str, Any]:
-    return {
-        "scale": plan.scale,
-        "activation": plan.activation,
-        "has_norm": plan.has_norm,
-        "has_update_bias": plan.has_update_bias,
-        "injects": plan.injects,
-        "updates": plan.updates,
-        "backbone": plan.backbone.to_dict(),
-    }
 
 
 def _manifest(

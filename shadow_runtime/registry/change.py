@@ -270,6 +270,7 @@ async def _validate(
     staged: StagedArtifact, validator: Validator, report: Progress
 ) -> AdapterManifest:
     config = None if staged.backbone_config is None else str(staged.backbone_config)
-    manifest = await validator.validate(str(staged.path), config)
+    with staged.canonical_file() as canonical:
+        manifest = await validator.validate(str(staged.path), config, canonical)
     report("validated", {"digest": manifest.digest})
     return manifest

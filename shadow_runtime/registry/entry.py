@@ -12,6 +12,7 @@ from enum import StrEnum
 from typing import Any, Literal, Protocol
 
 from shadow_runtime.catalog.record import VersionRecord
+from shadow_runtime.store import CanonicalTarget
 from shadow_runtime.types import AdapterManifest, AdapterName, ValidationReport
 
 Level = Literal["gpu", "host", "disk"]
@@ -83,8 +84,19 @@ class AdapterLoader(Protocol):
 class Validator(Protocol):
     """Untrusted bytes to a manifest, in a process of its own with bounded memory and time."""
 
-    async def validate(self, path: str, backbone_config: str | None = None) -> AdapterManifest:
-        """Return the manifest of the adapter at `path`; raises AdapterError or AdapterNotFoundError."""
+    async def validate(
+        self,
+        path: str,
+        backbone_config: str | None = None,
+        canonical: CanonicalTarget | None = None,
+    ) -> AdapterManifest:
+        """Return the manifest of the adapter at `path`; raises AdapterError or AdapterNotFoundError.
+
+        Args:
+            path: directory of the adapter.
+            backbone_config: file of an explicit backbone's config from the operator.
+            canonical: file to write the canonical adapter to where that is of use to the engine.
+        """
         ...
 
     async def report(self, path: str, backbone_config: str | None = None) -> ValidationReport:

@@ -11,6 +11,7 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Collection
 
 from shadow_runtime.sandbox.syscall_filter import install_filter
 
@@ -28,35 +29,41 @@ def die_with_parent(parent_pid: int) -> None:
         os._exit(1)
 
 
-def confine(max_memory_bytes: int, max_cpu_seconds: int) -> None:
+def confine(max_memory_bytes: int, max_cpu_seconds: int, max_file_bytes: int = 0) -> None:
     """Give up memory, time, files, privileges and system calls, for good.
 
     Args:
         max_memory_bytes: address space beyond what this process has mapped already.
         max_cpu_seconds: processor time from the process's start.
+        max_file_bytes: how large a file may become that was open for writing before; none can be opened so.
     """
     _be_the_first_to_go()
     _prctl(_PR_SET_DUMPABLE, 0)
     _prctl(_PR_SET_NO_NEW_PRIVS, 1)
-    for kind, limit in _limits(max_memory_bytes, max_cpu_seconds):
+    for kind, limit in _limits(max_memory_bytes, max_cpu_seconds, max_file_bytes):
         resource.setrlimit(kind, (limit, limit))
     install_filter()
 
 
-def close_other_descriptors(kept: int) -> None:
+def close_other_descriptors(kept: Collection[int]) -> None:
     """Close everything but standard streams, which lead nowhere afterwards, and `kept`."""
     nowhere = os.open(os.devnull, os.O_RDWR)
     for stream in range(3):
         os.dup2(nowhere, stream)
-    os.closerange(3, kept)
-    os.closerange(kept + 1, os.sysconf("SC_OPEN_MAX"))
+    first = 3
+    for descriptor in sorted(kept):
+        os.closerange(first, descriptor)
+        first = descriptor + 1
+    os.closerange(first, os.sysconf("SC_OPEN_MAX"))
 
 
-def _limits(max_memory_bytes: int, max_cpu_seconds: int) -> list[tuple[int, int]]:
+def _limits(
+    max_memory_bytes: int, max_cpu_seconds: int, max_file_bytes: int
+) -> list[tuple[int, int]]:
     return [
         (resource.RLIMIT_AS, _mapped_bytes() + max_memory_bytes),
         (resource.RLIMIT_CPU, max_cpu_seconds),
-        (resource.RLIMIT_FSIZE, 0),
+        (resource.RLIMIT_FSIZE, max_file_bytes),
         (resource.RLIMIT_CORE, 0),
         (resource.RLIMIT_NOFILE, _MAX_OPEN_FILES),
         # Not enforced for root, whom the filter keeps from forking.

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from shadow_runtime.artifact import load_adapter
+from shadow_runtime.artifact.canonical_file import write_canonical
 from shadow_runtime.artifact.inspection import inspect_tensors
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.errors import ShadowError
@@ -62,7 +63,8 @@ def run_job(request: dict[str, Any], context: JobContext) -> dict[str, Any]:
     """Return the answer to one request.
 
     Args:
-        request: `path`, `backbone_config` (or None) and `wants_tensors`.
+        request: `path`, `backbone_config` (or None), `wants_tensors`, and the descriptor `output` (or None) that the
+            canonical adapter is written to unless it takes more than `max_canonical_bytes`.
         context: of the server.
 
     Returns: `manifest`, `slot_class`, `slot_bytes`, `tensors`, `error_code` and `error_message`, each None where there
@@ -92,13 +94,16 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 def _validate(request: dict[str, Any], context: JobContext) -> dict[str, Any]:
     backbone = request["backbone_config"]
-    manifest = load_adapter(
+    adapter = load_adapter(
         Path(request["path"]),
         context.base,
         context.config.limits,
         backbone_config=None if backbone is None else Path(backbone),
-    ).manifest
+    )
+    manifest = adapter.manifest
     index = choose_class(context.config, manifest)
+    if request["output"] is not None:
+        write_canonical(adapter, request["output"], request["max_canonical_bytes"])
     return {
         "manifest": manifest.to_dict(),
         "slot_class": context.config.slot_classes[index].name,

@@ -134,8 +134,12 @@ class ZygoteProcess:
         """Whether it has ended or was closed."""
         return self._is_gone
 
-    async def run(self, request: dict[str, Any]) -> JobOutcome:
+    async def run(self, request: dict[str, Any], output: int | None = None) -> JobOutcome:
         """Run one job to its end; a cancelled call ends the job.
+
+        Args:
+            request: see `job.run_job`.
+            output: descriptor of the file that the job may write to.
 
         Raises:
             SandboxError: the zygote is gone.
@@ -143,7 +147,7 @@ class ZygoteProcess:
         number = next(self._numbers)
         job = _Running(self._loop.create_future(), self._loop.create_future())
         self._running[number] = job
-        answer_end = self._send_job(number, request)
+        answer_end = self._send_job(number, request, output)
         self._loop.add_reader(answer_end, self._on_answer, answer_end, number)
         try:
             answer, status = await asyncio.gather(job.answer, job.status)
@@ -177,7 +181,7 @@ class ZygoteProcess:
         stdin.close()
         await stdin.wait_closed()
 
-    def _send_job(self, number: int, request: dict[str, Any]) -> int:
+    def _send_job(self, number: int, request: dict[str, Any], output: int | None) -> int:
         """Hand over a job and the pipe for its answer; return the end that reads it."""
         if self._is_gone:
             raise SandboxError("the process that validates adapters has ended")
@@ -185,7 +189,8 @@ class ZygoteProcess:
         os.set_blocking(answer_end, False)
         message = json.dumps(request | {"job": number}).encode()
         try:
-            socket.send_fds(self._control, [message], [their_end])
+            outputs = [] if output is None else [output]
+            socket.send_fds(self._control, [message], [their_end, *outputs])
         except OSError as error:
             os.close(answer_end)
             raise SandboxError(

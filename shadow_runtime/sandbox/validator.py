@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from typing import Any
 
@@ -14,6 +15,7 @@ from shadow_runtime import errors
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.errors import AdapterLimitError, SandboxError, ShadowError
 from shadow_runtime.sandbox.process import COMMAND, JobOutcome, ZygoteProcess
+from shadow_runtime.store.staging import CanonicalTarget
 from shadow_runtime.types import AdapterManifest, BaseGeometry, TensorReport, ValidationReport
 
 logger = logging.getLogger(__name__)
@@ -79,15 +81,25 @@ class SandboxValidator:
                 await self._zygote.close()
                 self._zygote = None
 
-    async def validate(self, path: str, backbone_config: str | None = None) -> AdapterManifest:
+    async def validate(
+        self,
+        path: str,
+        backbone_config: str | None = None,
+        canonical: CanonicalTarget | None = None,
+    ) -> AdapterManifest:
         """Return the manifest of the adapter at `path`.
+
+        Args:
+            path: directory of the adapter.
+            backbone_config: file of an explicit backbone's config from the operator.
+            canonical: file that the job writes the canonical adapter to; left empty when that is over its bound.
 
         Raises:
             AdapterError, AdapterNotFoundError: as `artifact.load_adapter`.
             AdapterLimitError: it fits no slot class, or takes too much time or memory, or ends its process.
             SandboxError: the sandbox cannot run.
         """
-        answer = await self._ask(path, backbone_config, wants_tensors=False)
+        answer = await self._ask(path, backbone_config, canonical, wants_tensors=False)
         if answer["error_code"] is not None:
             raise _ERROR_CLASSES[answer["error_code"]](answer["error_message"])
         return AdapterManifest.from_dict(answer["manifest"])
@@ -96,7 +108,7 @@ class SandboxValidator:
         """Return everything about the adapter at `path`; only a sandbox that cannot run raises (SandboxError)."""
         started = time.monotonic()
         try:
-            answer = await self._ask(path, backbone_config, wants_tensors=True)
+            answer = await self._ask(path, backbone_config, None, wants_tensors=True)
         except AdapterLimitError as error:
             answer = {"error_code": error.code, "error_message": str(error)}
         manifest = answer.get("manifest")
@@ -112,33 +124,47 @@ class SandboxValidator:
         )
 
     async def _ask(
-        self, path: str, backbone_config: str | None, *, wants_tensors: bool
+        self,
+        path: str,
+        backbone_config: str | None,
+        canonical: CanonicalTarget | None,
+        *,
+        wants_tensors: bool,
     ) -> dict[str, Any]:
         request = {
             "path": path,
             "backbone_config": backbone_config,
             "wants_tensors": wants_tensors,
+            "max_canonical_bytes": 0 if canonical is None else canonical.max_bytes,
         }
         async with self._places:
-            outcome = await self._run(request)
+            outcome = await self._run(request, canonical)
         if outcome.status != 0 or outcome.answer is None:
             raise self._abnormal_end(path, outcome)
         return outcome.answer
 
-    async def _run(self, request: dict[str, Any]) -> JobOutcome:
+    async def _run(self, request: dict[str, Any], canonical: CanonicalTarget | None) -> JobOutcome:
         try:
-            return await self._run_once(request)
+            return await self._run_once(request, canonical)
         except SandboxError:
             if self._is_closed:
                 raise
             logger.warning("the sandbox has ended and is started again")
-        return await self._run_once(request)
+            if canonical is not None:
+                # What the first job wrote is half of a file.
+                os.ftruncate(canonical.descriptor, 0)
+                os.lseek(canonical.descriptor, 0, os.SEEK_SET)
+        return await self._run_once(request, canonical)
 
-    async def _run_once(self, request: dict[str, Any]) -> JobOutcome:
+    async def _run_once(
+        self, request: dict[str, Any], canonical: CanonicalTarget | None
+    ) -> JobOutcome:
         zygote = await self._get_zygote()
         try:
             async with asyncio.timeout(self._max_seconds):
-                return await zygote.run(request)
+                return await zygote.run(
+                    request, None if canonical is None else canonical.descriptor
+                )
         except TimeoutError:
             raise AdapterLimitError(
                 f"validating the adapter takes more than the {self._max_seconds:g} s that the server allows"

@@ -5,7 +5,7 @@ settings as JSON on standard input. Single-threaded, so that a fork never inheri
 
 Messages on the control socket (SOCK_SEQPACKET, one JSON object each):
 
-    to the zygote     {"job": 7, "path": ..., "backbone_config": ..., "wants_tensors": ...}   with the answer's pipe
+    to the zygote     {"job": 7, ...: see `job.run_job`}   with the answer's pipe and, if it writes one, the file
                       {"kill": 7}
     from the zygote   {"is_ready": true}
                       {"job": 7, "status": <wait status, or -1 when it could not fork>}
@@ -79,7 +79,7 @@ class _Zygote:
 
     def _take_message(self) -> bool:
         """Act on one message; False when there will be no more."""
-        data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 1)
+        data, descriptors, _, _ = socket.recv_fds(self._control, MAX_MESSAGE_BYTES, 2)
         if not data:
             return False
         message = json.loads(data)
@@ -91,17 +91,19 @@ class _Zygote:
         self._start(message, *descriptors)
         return True
 
-    def _start(self, message: dict[str, Any], answer: int) -> None:
+    def _start(self, message: dict[str, Any], answer: int, output: int | None = None) -> None:
         try:
             pid = os.fork()
         except OSError:
             self._tell(message["job"], -1)
         else:
             if pid == 0:
-                self._become_job(message, answer)
+                self._become_job(message, answer, output)
             self._jobs[message["job"]] = pid
         finally:
             os.close(answer)
+            if output is not None:
+                os.close(output)
 
     def _reap(self) -> None:
         while self._jobs:
@@ -115,15 +117,18 @@ class _Zygote:
     def _tell(self, number: int, status: int) -> None:
         self._control.send(json.dumps({"job": number, "status": status}).encode())
 
-    def _become_job(self, request: dict[str, Any], answer: int) -> NoReturn:
+    def _become_job(self, request: dict[str, Any], answer: int, output: int | None) -> NoReturn:
         """Run in the fork: nothing returns from here, and nothing is cleaned up that belongs to the zygote."""
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
             die_with_parent(self._pid)
-            close_other_descriptors(answer)
+            close_other_descriptors([answer] if output is None else [answer, output])
             # The parent's clock is the bound; this one holds if the parent is gone or stuck.
-            confine(self._context.max_memory_bytes, int(self._context.max_seconds) + 2)
+            max_cpu_seconds = int(self._context.max_seconds) + 2
+            max_bytes = request["max_canonical_bytes"]
+            confine(self._context.max_memory_bytes, max_cpu_seconds, max_bytes)
+            request["output"] = output
             _write_all(answer, json.dumps(self._job(request, self._context)).encode())
             os._exit(0)
         except BaseException as error:  # whatever it is, this fork ends here

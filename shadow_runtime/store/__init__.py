@@ -4,12 +4,13 @@ Runs in: API process (writes) | GPU worker (reads). Imports neither torch nor vl
 """
 
 from shadow_runtime.store.hub import HubSource
-from shadow_runtime.store.staging import StagedArtifact
+from shadow_runtime.store.staging import CanonicalTarget, StagedArtifact
 from shadow_runtime.store.store import ArtifactStore, StoredArtifact
 from shadow_runtime.store.upload import UploadSession, UploadWriter
 
 __all__ = [
     "ArtifactStore",
+    "CanonicalTarget",
     "HubSource",
     "StagedArtifact",
     "StoredArtifact",

@@ -26,6 +26,9 @@ ADAPTER_FILES = (
 BACKBONE_FILE = "backbone_config.json"
 """How the store calls the backbone config that an operator gave beside the adapter."""
 
+CANONICAL_FILE = "canonical.safetensors"
+"""What the sandbox makes of the other files, for the engine to read; nobody can bring one."""
+
 MAX_CONFIG_BYTES = 1 << 20
 """Of one JSON file."""
 

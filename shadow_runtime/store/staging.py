@@ -10,16 +10,19 @@ import fcntl
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from shadow_runtime.store.budget import CANONICAL_FILE
 from shadow_runtime.store.disk import open_directory, storage_errors
 
 CopyProgress = Callable[[str, Mapping[str, Any]], None]
 """Told (`reading`, {num_bytes, total_bytes}) after every piece that was copied."""
 
+# Canonical tensors have zeros where an adapter skips layers; what would grow more is read from its checkpoint.
+_CANONICAL_GROWTH = 2
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -57,6 +60,19 @@ class Staging:
         self.let_go()
 
 
+@dataclass(frozen=True, slots=True)
+class CanonicalTarget:
+    """Where a validator writes what it made of an adapter.
+
+    Attributes:
+        descriptor: of an empty file.
+        max_bytes: that it may take; over that nothing is written.
+    """
+
+    descriptor: int
+    max_bytes: int
+
+
 @dataclass(slots=True, eq=False)
 class StagedArtifact:
     """Copied files that nobody has looked into yet. Whoever holds it commits it or discards it.
@@ -74,6 +90,24 @@ class StagedArtifact:
     num_bytes: int
     source: str
     staging: Staging = field(repr=False)
+
+    @contextlib.contextmanager
+    def canonical_file(self) -> Iterator[CanonicalTarget]:
+        """Let somebody write the canonical file among the staged ones; it goes again when nothing was written.
+
+        Raises:
+            StorageError: it cannot be made.
+        """
+        descriptor = self.staging.create(CANONICAL_FILE)
+        try:
+            yield CanonicalTarget(descriptor, _CANONICAL_GROWTH * self.num_bytes)
+            with storage_errors("keep a file"):
+                written = os.fstat(descriptor).st_size
+                if written == 0:
+                    os.unlink(self.path / CANONICAL_FILE)
+        finally:
+            os.close(descriptor)
+        self.num_bytes += written
 
     def discard(self) -> None:
         """Remove the files; does nothing after a commit or a discard."""

@@ -23,7 +23,7 @@ from shadow_runtime.errors import (
     ShadowError,
 )
 from shadow_runtime.slots.fill import SlotWriter, StreamWriter, ThreadWriter
-from shadow_runtime.slots.image import SlotImage
+from shadow_runtime.slots.image import SlotImage, max_image_bytes
 from shadow_runtime.slots.table import SlotTable
 from shadow_runtime.types import NO_ADAPTER, BaseGeometry
 from shadow_runtime.vllm_bridge.image_loader import ImageLoader
@@ -61,9 +61,13 @@ class AdapterResidency:
         self._slots = SlotTable(self._config, self._make_writer())
 
     def _make_writer(self) -> SlotWriter:
-        stacks, device = self._executor.stacks, self._executor.state.device
+        executor = self._executor
+        stacks, device = executor.stacks, executor.state.device
         if device.type == "cuda":
-            return StreamWriter(stacks, device, gpu_sync_allowed)
+            num_bytes = max_image_bytes(
+                self._config, executor.plan, executor.hidden_size, executor.dtype
+            )
+            return StreamWriter(stacks, device, num_bytes, self._loader.readers, gpu_sync_allowed)
         return ThreadWriter(stacks, self._loader.threads)
 
     # Host memory -------------------------------------------------------------------------------------------------

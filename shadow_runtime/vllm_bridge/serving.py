@@ -58,6 +58,8 @@ from shadow_runtime.vllm_bridge.serving_engine import VllmEngine
 # vLLM configures only loggers below its own name.
 logger: logging.Logger = init_logger("vllm.shadow_runtime.serving")
 
+_KEEP_ALIVE_SECONDS = 75
+
 Attach = Callable[[VllmEngine, Namespace], FastAPI]
 
 
@@ -212,7 +214,7 @@ def _launch_options(args: Namespace, sock: Any) -> dict[str, Any]:
         "port": args.port,
         "log_level": args.uvicorn_log_level,
         "access_log": not args.disable_uvicorn_access_log,
-        "timeout_keep_alive": envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        "timeout_keep_alive": _keep_alive_seconds(),
         "ssl_keyfile": args.ssl_keyfile,
         "ssl_certfile": args.ssl_certfile,
         "ssl_ca_certs": args.ssl_ca_certs,
@@ -223,6 +225,13 @@ def _launch_options(args: Namespace, sock: Any) -> dict[str, Any]:
     }
     log_config = get_uvicorn_log_config(args)
     return options if log_config is None else options | {"log_config": log_config}
+
+
+def _keep_alive_seconds() -> int:
+    # A request that is sent while an idle connection is closed is lost. Proxies keep theirs for a minute, vLLM for 5 s.
+    if "VLLM_HTTP_TIMEOUT_KEEP_ALIVE" in os.environ:
+        return envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE
+    return _KEEP_ALIVE_SECONDS
 
 
 def _interrupt(*_: object) -> None:

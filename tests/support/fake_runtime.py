@@ -31,7 +31,7 @@ from shadow_runtime.registry import (
     open_catalog,
 )
 from shadow_runtime.slots.pool import SlotPool
-from shadow_runtime.store import ArtifactStore, StagedArtifact
+from shadow_runtime.store import ArtifactStore, CanonicalTarget, StagedArtifact
 from shadow_runtime.types import AdapterManifest, AdapterName, ValidationReport
 
 ADAPTER_FILE = "adapter_config.json"
@@ -91,7 +91,12 @@ class FakeValidator:
     def __init__(self) -> None:
         self.gate: asyncio.Event | None = None
 
-    async def validate(self, path: str, backbone_config: str | None = None) -> AdapterManifest:
+    async def validate(
+        self,
+        path: str,
+        backbone_config: str | None = None,
+        canonical: CanonicalTarget | None = None,
+    ) -> AdapterManifest:
         """See `Validator`."""
         if self.gate is not None:
             await self.gate.wait()

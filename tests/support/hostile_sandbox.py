@@ -98,9 +98,32 @@ SHOWN: dict[str, Callable[[], str]] = {
 """Actions that show what a job has."""
 
 
+def try_to_overfill(output: int) -> str:
+    """Fill the file that a job may write, by 64 KiB at a time, and say how it ended."""
+    try:
+        for _ in range(1 << 20):
+            os.write(output, bytes(1 << 16))
+    except OSError as error:
+        return f"refused: {os.strerror(error.errno or 0)}"
+    return "done"
+
+
+WRITES: dict[str, Callable[[int], str]] = {
+    "fill the disk": try_to_overfill,
+    "reopen for reading and writing": lambda output: refused(
+        lambda: os.open(f"/proc/self/fd/{output}", os.O_RDWR)
+    )(),
+}
+"""Actions on the file that a job may write; they must fail."""
+
+
 def hostile(request: dict[str, Any], context: JobContext) -> dict[str, Any]:
     """Do what the path says; anything else is an ordinary job."""
-    action = (ENDS | REFUSED | SHOWN).get(Path(request["path"]).name)
+    path = Path(request["path"])
+    if path.name in WRITES:
+        message = WRITES[path.name](request["output"])
+        return {"error_code": "adapter_invalid", "error_message": message}
+    action = (ENDS | REFUSED | SHOWN).get(path.name)
     if action is None:
         return run_job(request, context)
     return {"error_code": "adapter_invalid", "error_message": action()}

@@ -13,6 +13,7 @@ from hostile_sandbox import ENDS, REFUSED
 from sandbox_process import children_of, wait_until
 from shadow_runtime.errors import AdapterError, AdapterLimitError
 from shadow_runtime.sandbox.syscall_filter import is_supported
+from shadow_runtime.store import CanonicalTarget
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -66,6 +67,20 @@ async def test_ends_as_a_limit_while_others_go_on(
 @pytest.mark.parametrize("action", REFUSED)
 async def test_is_refused(action: str, sandbox: Any) -> None:
     assert await ask(sandbox, action) == "refused: Operation not permitted"
+
+
+@pytest.mark.parametrize(
+    ("action", "reason"),
+    [("fill the disk", "File too large"), ("reopen for reading and writing", "Operation not")],
+)
+async def test_the_file_that_a_job_may_write_leads_no_further(
+    action: str, reason: str, sandbox: Any, tmp_path: Path
+) -> None:
+    with (tmp_path / "x").open("wb") as file:
+        target = CanonicalTarget(file.fileno(), 1 << 20)
+        with pytest.raises(AdapterError, match=f"refused: {reason}"):
+            await sandbox.validate(f"/x/{action}", None, target)
+    assert (tmp_path / "x").stat().st_size <= 1 << 20
 
 
 async def test_has_one_descriptor_beside_the_standard_ones(sandbox: Any) -> None:

@@ -5,23 +5,26 @@ from __future__ import annotations
 import dataclasses
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from adapter_damage import poison, set_header, set_tensor
 from malicious_adapter import CORPUS, KINDS, POISONED
 from reference_adapters import copy_adapter
 from sandbox_process import anonymous_bytes, children_of, num_descriptors, num_threads
 from shadow_runtime.artifact import load_adapter
+from shadow_runtime.artifact.canonical_file import CanonicalFile
 from shadow_runtime.catalog.fingerprint import base_fingerprint
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.errors import AdapterLimitError, AdapterNotFoundError, ShadowError
 from shadow_runtime.sandbox import SandboxValidator
 from shadow_runtime.slots.layout import ShardPlan, slot_bytes
-from shadow_runtime.store import ArtifactStore
-from shadow_runtime.types import BaseGeometry
+from shadow_runtime.store import ArtifactStore, CanonicalTarget
+from shadow_runtime.types import AdapterLimits, BaseGeometry
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -45,6 +48,34 @@ async def test_an_operators_backbone_config_is_read(
     assert manifest.backbone_config == str(config)
     expected = load_adapter(originals / "paper_explicit", geometry).manifest
     assert manifest.digest == expected.digest
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_the_canonical_file_is_that_of_the_adapter(
+    sandbox: SandboxValidator, originals: Path, geometry: BaseGeometry, kind: str, tmp_path: Path
+) -> None:
+    expected = load_adapter(originals / kind, geometry)
+    with (tmp_path / "x").open("wb") as file:
+        target = CanonicalTarget(file.fileno(), 1 << 30)
+        manifest = await sandbox.validate(str(originals / kind), None, target)
+    assert manifest == expected.manifest
+    with (
+        CanonicalFile(os.open(tmp_path / "x", os.O_RDONLY), geometry, AdapterLimits()) as file,
+        ThreadPoolExecutor(1) as threads,
+    ):
+        found = file.read(lambda *_: None, threads)
+    for name, tensor in expected.tensors.items():
+        assert torch.equal(found.tensors[name], tensor), name
+
+
+async def test_an_adapter_is_valid_also_where_its_canonical_file_is_too_large(
+    sandbox: SandboxValidator, originals: Path, geometry: BaseGeometry, tmp_path: Path
+) -> None:
+    with (tmp_path / "x").open("wb") as file:
+        target = CanonicalTarget(file.fileno(), 1000)
+        manifest = await sandbox.validate(str(originals / "peft_mirror"), None, target)
+    assert manifest == load_adapter(originals / "peft_mirror", geometry).manifest
+    assert (tmp_path / "x").stat().st_size == 0
 
 
 async def test_a_missing_directory_is_not_found(sandbox: SandboxValidator, tmp_path: Path) -> None:

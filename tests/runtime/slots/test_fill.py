@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -14,7 +14,7 @@ import torch
 from shadow_runtime.artifact import CanonicalAdapter
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.slots.fill import StreamWriter, ThreadWriter
-from shadow_runtime.slots.image import SlotImage, build_image
+from shadow_runtime.slots.image import SlotImage, build_image, max_image_bytes
 from shadow_runtime.slots.layout import ShardPlan
 from shadow_runtime.slots.stack import AdapterStacks
 from shadow_runtime.slots.table import SlotTable
@@ -37,16 +37,16 @@ def make_images(
     config: ShadowConfig,
     make_spec: Callable[..., Any],
     make_adapter: Callable[..., CanonicalAdapter],
-) -> Callable[[bool], Images]:
-    """Return `make_images(pin)`: three adapters that differ in every tensor, flag and scale."""
+) -> Callable[[], Images]:
+    """Return `make_images()`: three adapters that differ in every tensor, flag and scale."""
 
-    def make(pin: bool) -> Images:
+    def make() -> Images:
         images = {}
         for seed, name in enumerate("abc"):
             injects = tuple(layer > seed for layer in range(5))
             adapter = make_adapter(make_spec(), seed=seed, scale=seed + 0.5, injects=injects)
             images[name] = build_image(
-                adapter, config, PLAN, hidden_size=HIDDEN_SIZE, dtype=torch.float32, pin=pin
+                adapter, config, PLAN, hidden_size=HIDDEN_SIZE, dtype=torch.float32
             )
         return images
 
@@ -74,7 +74,7 @@ def assert_is(seen: dict[str, torch.Tensor], image: SlotImage) -> None:
 
 
 def test_a_thread_copies_the_whole_image(config: ShadowConfig, make_images: Any) -> None:
-    stacks, images = AdapterStacks(config, PLAN, HIDDEN_SIZE, torch.float32), make_images(False)
+    stacks, images = AdapterStacks(config, PLAN, HIDDEN_SIZE, torch.float32), make_images()
     with ThreadPoolExecutor(1) as threads:
         fill = ThreadWriter(stacks, threads).begin(1, images["b"])
         fill.join()
@@ -84,7 +84,7 @@ def test_a_thread_copies_the_whole_image(config: ShadowConfig, make_images: Any)
 
 
 def test_a_copy_that_has_not_begun_is_taken_over(config: ShadowConfig, make_images: Any) -> None:
-    stacks, images = AdapterStacks(config, PLAN, HIDDEN_SIZE, torch.float32), make_images(False)
+    stacks, images = AdapterStacks(config, PLAN, HIDDEN_SIZE, torch.float32), make_images()
     busy = threading.Event()
     with ThreadPoolExecutor(1) as threads:
         threads.submit(busy.wait, 30)
@@ -96,7 +96,7 @@ def test_a_copy_that_has_not_begun_is_taken_over(config: ShadowConfig, make_imag
 
 
 def test_a_threads_error_reaches_who_joins(config: ShadowConfig, make_images: Any) -> None:
-    stacks, images = AdapterStacks(config, PLAN, HIDDEN_SIZE, torch.float32), make_images(False)
+    stacks, images = AdapterStacks(config, PLAN, HIDDEN_SIZE, torch.float32), make_images()
     broken = dataclasses.replace(images["a"], boundary={"up": torch.zeros(1)})
     with ThreadPoolExecutor(1) as threads:
         fill = ThreadWriter(stacks, threads).begin(0, broken)
@@ -115,11 +115,21 @@ def device_stacks(config: ShadowConfig) -> AdapterStacks:
 
 
 @pytest.fixture
-def table(config: ShadowConfig, device_stacks: AdapterStacks) -> SlotTable:
-    return SlotTable(config, StreamWriter(device_stacks, torch.device("cuda", 0)))
+def table(config: ShadowConfig, device_stacks: AdapterStacks) -> Iterator[SlotTable]:
+    num_bytes = max_image_bytes(config, PLAN, HIDDEN_SIZE, torch.float32)
+    with ThreadPoolExecutor(2) as threads:
+        yield SlotTable(
+            config, StreamWriter(device_stacks, torch.device("cuda", 0), num_bytes, threads)
+        )
+
+
+def wait_for_copier(table: SlotTable) -> None:
+    """Wait until the host has given the device everything that was begun."""
+    table._writer._copier.submit(lambda: None).result()
 
 
 def wait_until_resident(table: SlotTable, digest: str, image: SlotImage) -> int:
+    wait_for_copier(table)
     torch.cuda.synchronize()
     assert table.prefetch(digest, image) is True
     return table.resident[digest]
@@ -129,7 +139,7 @@ def wait_until_resident(table: SlotTable, digest: str, image: SlotImage) -> int:
 def test_a_stream_copies_the_whole_image(
     table: SlotTable, device_stacks: AdapterStacks, make_images: Any
 ) -> None:
-    images = make_images(True)
+    images = make_images()
     for name in "ab":
         assert table.prefetch(name, images[name]) is None
     for name in "ab":
@@ -141,7 +151,7 @@ def test_a_stream_copies_the_whole_image(
 def test_a_copy_never_overtakes_a_step_that_reads_the_slot(
     table: SlotTable, device_stacks: AdapterStacks, make_images: Any
 ) -> None:
-    images = make_images(True)
+    images = make_images()
     table.begin_step("ab")
     slots = {name: table.ensure(name, images[name]) for name in "ab"}
     # The device is behind: the step's reading is queued, and its adapter is released meanwhile.
@@ -159,7 +169,7 @@ def test_a_copy_never_overtakes_a_step_that_reads_the_slot(
 def test_a_step_that_needs_the_adapter_waits_on_the_device_not_on_the_host(
     table: SlotTable, device_stacks: AdapterStacks, make_images: Any
 ) -> None:
-    images = make_images(True)
+    images = make_images()
     with torch.cuda.stream(table._writer._stream):
         torch.cuda._sleep(SLEEP_CYCLES)
     assert table.prefetch("a", images["a"]) is None
@@ -174,7 +184,7 @@ def test_a_step_that_needs_the_adapter_waits_on_the_device_not_on_the_host(
 def test_steps_of_other_adapters_do_not_wait_for_a_copy(
     table: SlotTable, device_stacks: AdapterStacks, make_images: Any
 ) -> None:
-    images = make_images(True)
+    images = make_images()
     table.begin_step("a")
     slot = table.ensure("a", images["a"])
     torch.cuda.synchronize()
@@ -190,26 +200,49 @@ def test_steps_of_other_adapters_do_not_wait_for_a_copy(
 
 
 @pytest.mark.gpu
-def test_an_unloaded_image_stays_until_the_device_has_read_it(
+def test_an_image_may_change_once_the_host_has_copied_it(
     table: SlotTable, device_stacks: AdapterStacks, make_images: Any
 ) -> None:
-    images, expected = make_images(True), make_images(False)
+    images, expected = make_images(), make_images()
     with torch.cuda.stream(table._writer._stream):
         torch.cuda._sleep(SLEEP_CYCLES)
     assert table.prefetch("a", images["a"]) is None
-    slot = next(iter(table._pools[0].filling.values()))
-    table.release("a")
-    sizes = [t.shape for t in images["a"].backbone.values()]
-    del images
-    # Whoever gets its memory next writes into it at once.
-    dirt = [torch.full(size, 7.0, pin_memory=True) for size in sizes for _ in range(4)]
+    wait_for_copier(table)
+    assert not table._writer._stream.query(), "the device must not have read it yet"
+    images["a"].memory.fill_(7)
     torch.cuda.synchronize()
+    (slot,) = table._pools[0].filling.values()
     assert_is(content(device_stacks, slot), expected["a"])
-    del dirt
 
 
 @pytest.mark.gpu
-def test_flags_and_scale_are_copied_without_waiting(make_images: Any) -> None:
-    image = make_images(True)["a"]
-    assert image.flags.is_pinned()
-    assert all(t.is_pinned() for t in (*image.boundary.values(), *image.backbone.values()))
+def test_a_buffer_is_written_again_only_when_the_device_has_read_it(
+    table: SlotTable, device_stacks: AdapterStacks, make_images: Any
+) -> None:
+    images, writer = make_images(), table._writer
+    with torch.cuda.stream(writer._stream):
+        torch.cuda._sleep(SLEEP_CYCLES)
+    fills = [writer.begin(slot, images[name]) for slot, name in ((0, "a"), (1, "b"))]
+    wait_for_copier(table)
+    assert not writer._stream.query(), "the device must not have read them yet"
+    writer.write(1, images["c"])
+    for fill in fills:
+        fill.join()
+    torch.cuda.synchronize()
+    assert_is(content(device_stacks, 0), images["a"])
+
+
+def test_an_image_can_be_moved(make_images: Any) -> None:
+    image = make_images()["a"]
+    other = torch.zeros(image.memory.numel() + 5, dtype=torch.uint8)
+    other[: image.memory.numel()] = image.memory
+    moved = image.at(other)
+    assert_is(
+        {f"boundary.{n}": t for n, t in moved.boundary.items()}
+        | {f"backbone.{n}": t for n, t in moved.backbone.items()}
+        | {"flags": moved.flags, "scale": torch.tensor(moved.scale)},
+        image,
+    )
+    other.zero_()
+    assert not moved.boundary["up"].any()
+    assert image.boundary["up"].any()

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 
 from shadow_runtime.artifact import CanonicalAdapter
 from shadow_runtime.config import CacheGeometry, ShadowConfig
+from shadow_runtime.slots.image import ImageDraft, build_image
 from shadow_runtime.slots.layout import BackboneShape, ShardPlan, backbone_shape
 from shadow_runtime.slots.stack import AdapterStacks, TensorStacks
 from shadow_runtime.types import BackboneSpec
@@ -279,6 +280,36 @@ def test_every_rank_together_computes_the_adapters_backbone(
     # Not vacuous: the state is far from its own input and from zero.
     assert (expected - inputs.embeds).square().mean().sqrt() > 0.1
     assert expected.square().mean(1).sqrt().min() > 0.1
+
+
+@pytest.mark.parametrize("served", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [1, 2])
+def test_reading_in_place_makes_the_same_image(
+    case: tuple[CanonicalAdapter, BackboneSpec],
+    size: int,
+    served: torch.dtype,
+    make_config: Callable[..., ShadowConfig],
+) -> None:
+    adapter, target = case
+    config, plan = make_config(target), ShardPlan((0, NUM_LAYERS), True, size - 1, size)
+    sizes = {"hidden_size": HIDDEN_SIZE, "dtype": served}
+    draft, num_placed = ImageDraft(adapter.manifest, config, plan, **sizes), 0
+    tensors = {}
+    for name, tensor in adapter.tensors.items():
+        place = draft.place(name, tuple(tensor.shape), tensor.dtype)
+        num_placed += place is not None
+        tensors[name] = tensor if place is None else place.copy_(tensor)
+        assert place is None or place.is_contiguous()
+    image = draft.finish(replace(adapter, tensors=tensors))
+    expected = build_image(adapter, config, plan, **sizes)
+    assert torch.equal(image.memory, expected.memory)
+    assert image.backbone["norm.weight"].any()
+    if served == torch.bfloat16:
+        assert num_placed == 0, "stored as fp32, so everything has to be rounded"
+    elif target == adapter.manifest.backbone and size == 1:
+        boundary = {name for name in tensors if name.startswith("boundary") and "norm" not in name}
+        # The config's rank and gate are wider than this adapter's.
+        assert num_placed == len(tensors) - len(boundary)
 
 
 def test_the_comparison_sees_every_tensor_of_the_slot(

@@ -18,7 +18,9 @@ from shadow_runtime.errors import (
     StorageError,
 )
 from shadow_runtime.store import ArtifactStore
+from shadow_runtime.store.budget import CANONICAL_FILE
 
+DIGEST = "sha256:" + "ab" * 32
 TENSORS = "shadow_adapter.safetensors"
 LIMIT = 1 << 20
 
@@ -199,6 +201,39 @@ def test_file_systems_that_cannot_copy(
     monkeypatch.setattr(os, "copy_file_range", cannot)
     staged = store.stage_directory(source, source_label="x")
     assert (staged.path / TENSORS).read_bytes() == data
+
+
+def test_a_canonical_file_is_kept_when_something_was_written(
+    store: ArtifactStore, source: Path
+) -> None:
+    staged = store.stage_directory(source, source_label="x")
+    num_bytes = staged.num_bytes
+    with staged.canonical_file() as target:
+        assert target.max_bytes == 2 * num_bytes
+        os.write(target.descriptor, b"canonical")
+    stored = store.commit(staged, DIGEST)
+    assert (stored.path / CANONICAL_FILE).read_bytes() == b"canonical"
+    assert stored.num_bytes == num_bytes + len(b"canonical") == staged.num_bytes
+
+
+def test_a_canonical_file_that_stays_empty_goes(store: ArtifactStore, source: Path) -> None:
+    staged = store.stage_directory(source, source_label="x")
+    num_bytes = staged.num_bytes
+    with staged.canonical_file():
+        pass
+    assert not (store.commit(staged, DIGEST).path / CANONICAL_FILE).exists()
+    assert staged.num_bytes == num_bytes
+
+
+def test_nobody_can_bring_a_canonical_file(store: ArtifactStore, source: Path) -> None:
+    (source / CANONICAL_FILE).write_bytes(b"mine")
+    staged = store.stage_directory(source, source_label="x")
+    assert not (staged.path / CANONICAL_FILE).exists()
+    staged.discard()
+    session = store.begin_upload()
+    with pytest.raises(AdapterFileError):
+        session.open(CANONICAL_FILE)
+    session.discard()
 
 
 def test_progress_counts_every_byte(tmp_path: Path, source: Path) -> None:

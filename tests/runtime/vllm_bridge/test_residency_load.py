@@ -14,6 +14,8 @@ import pytest
 
 from shadow_runtime import errors
 from shadow_runtime.artifact import load_adapter
+from shadow_runtime.artifact.canonical_file import write_canonical
+from shadow_runtime.store.budget import CANONICAL_FILE
 from shadow_runtime.vllm_bridge import image_loader
 from shadow_runtime.vllm_bridge.request import AdapterSource
 
@@ -177,7 +179,7 @@ def test_an_unexpected_failure_has_a_code_of_its_own(
     def fail(*args: Any, **kwargs: Any) -> None:
         raise MemoryError("no pinned memory")
 
-    monkeypatch.setattr(image_loader, "build_image", fail)
+    monkeypatch.setattr(image_loader, "ImageDraft", fail)
     assert worker.load("a") == ("internal_error", "MemoryError: no pinned memory")
 
 
@@ -311,3 +313,67 @@ def test_status_is_json(worker: Any) -> None:
     assert json.loads(json.dumps(status)) == status
     assert status["active"] is True
     assert status["num_slots"] == 4
+
+
+# The canonical file --------------------------------------------------------------------------------
+
+
+def write_canonical_of(library: Any, target: str, source: str) -> Path:
+    """Write the canonical file of one adapter beside the checkpoint of another."""
+    path = library.paths[target] / CANONICAL_FILE
+    with path.open("wb") as file:
+        adapter = load_adapter(library.paths[source], library.base)
+        assert write_canonical(adapter, file.fileno(), 1 << 30)
+    return path
+
+
+def test_a_canonical_file_is_read_in_place_of_the_checkpoint(
+    moved: Any, worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.library = moved
+    write_canonical_of(moved, "a", "a")
+    # Reads the checkpoint for the comparison, before it cannot be read any more.
+    moved.canonical("a")
+    break_header(moved)
+    monkeypatch.setattr(image_loader, "load_adapter", None)
+    assert worker.load("a") is True
+    worker.step(["a"])
+    worker.assert_holds(worker.resident()["a"], "a")
+
+
+def damage_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_byte,
+        lambda path: path.write_bytes(b""),
+        lambda path: path.write_bytes(path.read_bytes()[:-1]),
+        lambda path: path.write_bytes(
+            path.read_bytes().replace(b'"version": "1"', b'"version": "9"')
+        ),
+        lambda path: (path.unlink(), path.symlink_to("shadow_adapter.safetensors")),
+    ],
+    ids=["byte", "empty", "short", "version", "link"],
+)
+def test_the_checkpoint_is_read_where_the_canonical_file_is_not_sound(
+    damage: Callable[[Path], Any], moved: Any, worker: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    worker.library = moved
+    damage(write_canonical_of(moved, "a", "a"))
+    assert worker.load("a") is True
+    worker.step(["a"])
+    worker.assert_holds(worker.resident()["a"], "a")
+    assert "reading the checkpoint of " + worker.digest_of("a") in caplog.text
+
+
+def test_a_canonical_file_of_another_adapter_is_not_taken(moved: Any, worker: Any) -> None:
+    worker.library = moved
+    write_canonical_of(moved, "a", "b")
+    assert worker.load("a") is True
+    worker.step(["a"])
+    worker.assert_holds(worker.resident()["a"], "a")
