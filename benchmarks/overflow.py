@@ -3,8 +3,9 @@
     python benchmarks/overflow.py                           a random tiny base on a CPU
     python benchmarks/overflow.py --model 8b --layers 8     a random Qwen3-8B shape with few layers on a GPU
 
-Every case runs in a process of its own with the same load: `--clients` of them, each with one request at a time for an
-adapter drawn uniformly. With `--stock` the same is measured with vLLM's own scheduler.
+Every case runs in an engine of its own, or in turns in a single one with `--one-engine`, under the same load:
+`--clients` of them, each with one request at a time for an adapter drawn uniformly. With `--stock` the same is measured
+with vLLM's own scheduler.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ class Served:
 class ClosedLoop:
     """Clients that each keep one request in the engine."""
 
-    def __init__(self, llm: Any, options: argparse.Namespace, vocab: int) -> None:
+    def __init__(self, llm: Any, options: argparse.Namespace, vocab: int, count: int) -> None:
         from vllm import SamplingParams
 
         self._engine = llm.llm.llm_engine
-        self._requests = [handle.request for handle in llm.adapters.values()]
+        self._requests = [handle.request for handle in llm.adapters.values()][:count]
         self._random = random.Random(0)
         self._options, self._vocab = options, vocab
         self._num_added = 0
+        self._num_preemptions = self._count_preemptions()
         self._num_tokens = 0
         self._open: dict[str, Served] = {}
         self.done: list[Served] = []
@@ -67,6 +69,11 @@ class ClosedLoop:
             self._step()
         return time.perf_counter() - started
 
+    def drain(self) -> None:
+        """Finish what is open."""
+        while self._open:
+            self._step()
+
     def num_tokens(self) -> int:
         """Tokens generated since measuring began."""
         return self._num_tokens
@@ -78,7 +85,10 @@ class ClosedLoop:
         return [(now if s.first_at is None else s.first_at) - s.added_at for s in served]
 
     def num_preemptions(self) -> float:
-        """Preemptions since the engine started, by vLLM's own counter."""
+        """Preemptions since this loop was made, by vLLM's own counter."""
+        return self._count_preemptions() - self._num_preemptions
+
+    def _count_preemptions(self) -> float:
         metrics = self._engine.get_metrics()
         return sum(m.value for m in metrics if m.name == "vllm:num_preemptions")
 
@@ -135,14 +145,24 @@ def run_child(options: argparse.Namespace) -> None:
         ),
         **arguments,
     )
-    loop = ClosedLoop(llm, options, job["vocab"])
+    scheduler = "stock" if job["is_stock"] else "ours"
+    rows = []
+    for count in job["counts"]:
+        loop = ClosedLoop(llm, options, job["vocab"], count)
+        rows.append({"num_adapters": count, "scheduler": scheduler} | measure_loop(loop, options))
+        print(json.dumps(rows[-1]), flush=True)
+        loop.drain()
+    llm.shutdown()
+    Path(job["result"]).write_text(json.dumps(rows))
+
+
+def measure_loop(loop: ClosedLoop, options: argparse.Namespace) -> dict[str, Any]:
+    """Return the figures of one case once it runs evenly."""
     loop.run(options.warmup_seconds)
     loop.forget()
     seconds = loop.run(options.seconds)
     waits = sorted(loop.first_token_seconds())
-    figures = {
-        "num_adapters": len(job["adapters"]),
-        "scheduler": "stock" if job["is_stock"] else "ours",
+    return {
         "tokens_per_second": loop.num_tokens() / seconds,
         "requests": len(loop.done),
         "preemptions": loop.num_preemptions(),
@@ -150,9 +170,6 @@ def run_child(options: argparse.Namespace) -> None:
         "ttft_p99_ms": 1e3 * waits[int(0.99 * (len(waits) - 1))],
         "ttft_max_ms": 1e3 * waits[-1],
     }
-    llm.shutdown()
-    Path(job["result"]).write_text(json.dumps(figures))
-    print(json.dumps(figures), flush=True)
 
 
 def prepare(options: argparse.Namespace, work: Path) -> tuple[Path, list[Path], dict[str, Any]]:
@@ -172,6 +189,9 @@ def prepare(options: argparse.Namespace, work: Path) -> tuple[Path, list[Path], 
         arguments |= {"dtype": "float32", "enforce_eager": True, "block_size": 32}
     else:
         arguments |= {"dtype": "bfloat16", "gpu_memory_utilization": 0.85}
+        # Each takes seconds to capture, and no step has more requests than there are clients.
+        sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size <= 2 * options.clients]
+        arguments["compilation_config"] = {"cudagraph_capture_sizes": sizes}
     count = options.slots * options.factor
     return base, [write_adapter(base, work / f"a{i}", i) for i in range(count)], arguments
 
@@ -194,6 +214,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=3, help="runs of each case, in turns")
     parser.add_argument("--warmup-seconds", type=float, default=5.0)
     parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--one-engine", action="store_true", help="a start takes long on a GPU")
     parser.add_argument("--stock", action="store_true", help="measure vLLM's own scheduler too")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--job", help=argparse.SUPPRESS)
@@ -201,33 +222,35 @@ def parse() -> argparse.Namespace:
 
 
 def measure(options: argparse.Namespace, work: Path) -> list[dict[str, Any]]:
-    """Run every case in a process of its own."""
+    """Run every case, each in a process of its own or all of one scheduler in one."""
     import torch
 
     base, paths, arguments = prepare(options, work)
     vocab = json.loads((base / "config.json").read_text())["vocab_size"]
     runs: dict[tuple[bool, int], list[dict[str, Any]]] = {}
     # In turns, so that a change of the machine's other load falls on all cases alike.
-    for _ in range(options.repeats):
-        for case in cases(options):
-            is_stock, count = case
+    for _ in range(1 if options.one_engine else options.repeats):
+        for is_stock, counts in engines(options):
             job, result = work / "job.json", work / "result.json"
             job.write_text(json.dumps({
-                "model": str(base), "adapters": {p.name: str(p) for p in paths[:count]},
-                "arguments": arguments, "vocab": vocab, "result": str(result),
+                "model": str(base), "adapters": {p.name: str(p) for p in paths[:max(counts)]},
+                "arguments": arguments, "vocab": vocab, "result": str(result), "counts": counts,
                 "is_stock": is_stock, "is_gpu": torch.cuda.is_available(),
             }))  # fmt: skip
             words = [sys.executable, __file__, *sys.argv[1:], "--job", str(job)]
             subprocess.run(words, check=True, env=os.environ | {"VLLM_LOGGING_LEVEL": "ERROR"})
-            runs.setdefault(case, []).append(json.loads(result.read_text()))
+            for row in json.loads(result.read_text()):
+                runs.setdefault((is_stock, row["num_adapters"]), []).append(row)
     return [median_row(rows) for rows in runs.values()]
 
 
-def cases(options: argparse.Namespace) -> list[tuple[bool, int]]:
-    """Return (is stock scheduler, adapters) of each case; each scheduler's fitting one comes first."""
-    counts = (options.slots, options.slots * options.factor)
+def engines(options: argparse.Namespace) -> list[tuple[bool, list[int]]]:
+    """Return (is stock scheduler, adapters of its cases in turn) of each engine; the fitting case comes first."""
+    counts = [options.slots, options.slots * options.factor]
     kinds = (False, True) if options.stock else (False,)
-    return [(is_stock, count) for is_stock in kinds for count in counts]
+    if options.one_engine:
+        return [(is_stock, counts * options.repeats) for is_stock in kinds]
+    return [(is_stock, [count]) for is_stock in kinds for count in counts]
 
 
 def median_row(rows: list[dict[str, Any]]) -> dict[str, Any]:

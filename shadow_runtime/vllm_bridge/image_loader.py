@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from shadow_runtime.errors import AdapterError, DigestMismatchError
 from shadow_runtime.slots.image import ImageDraft, SlotImage
 from shadow_runtime.store.budget import CANONICAL_FILE
 from shadow_runtime.store.directory import AdapterDirectory
+from shadow_runtime.switch_interval import shorten_switch_interval
 from shadow_runtime.types import AdapterManifest, BaseGeometry
 from shadow_runtime.vllm_bridge.request import AdapterSource
 
@@ -31,8 +31,6 @@ _NUM_LOADERS = 2
 
 _MAX_READERS = 8
 
-_SWITCH_SECONDS = 0.0005
-
 
 class ImageLoader:
     """Images that are being read or have been read, until somebody takes or drops them.
@@ -45,8 +43,7 @@ class ImageLoader:
     """
 
     def __init__(self, executor: ShadowExecutor, base: BaseGeometry) -> None:
-        # A step waits for the interpreter as long as a loader thread may keep it, and 5 ms are more than a step.
-        sys.setswitchinterval(_SWITCH_SECONDS)
+        shorten_switch_interval()
         self._executor = executor
         self._base = base
         self._staged: dict[str, Future[SlotImage]] = {}

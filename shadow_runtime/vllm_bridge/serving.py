@@ -35,6 +35,7 @@ from shadow_runtime.registry import (
     open_registry,
 )
 from shadow_runtime.sandbox import SandboxValidator
+from shadow_runtime.switch_interval import shorten_switch_interval
 from shadow_runtime.types import AdapterManifest, BaseGeometry
 from shadow_runtime.vllm_bridge.control import EngineControl
 from shadow_runtime.vllm_bridge.engine_args import (
@@ -85,6 +86,8 @@ def main(
     try:
         check(args)
         plan = _plan(args)
+        # Registry, store and sandbox work in threads beside the loop that streams answers.
+        shorten_switch_interval()
         uvloop.run(_serve(args, plan, attach))
     except ShadowError as error:
         sys.stderr.write(f"shadowserve serve: {error}\n")
