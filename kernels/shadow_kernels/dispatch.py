@@ -1,7 +1,8 @@
 """Registration of the operators in the torch namespace `shadow`, and the choice of the backend.
 
-`torch.ops.shadow.<op>` picks the backend by device: CPU tensors run `cpu.py`, CUDA tensors `triton.py`. The front
-functions of the package take an explicit backend too, which fails loudly where it cannot run.
+`torch.ops.shadow.<op>` picks the backend by device: CPU tensors run `cpu.py`, CUDA tensors `cuda.py` where the library
+has been built and has a kernel for the sizes, else `triton.py`. The front functions of the package take an explicit
+backend too, which fails loudly where it cannot run.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from shadow_kernels.checks import BackendUnavailableError
 from shadow_kernels.ops import boundary, slot_linear
 from shadow_kernels.segments import Grouping
 
-Backend = Literal["auto", "cpu", "triton"]
+Backend = Literal["auto", "cpu", "cuda", "triton"]
 
-_BACKEND_OF_DEVICE: dict[str, Backend] = {"cpu": "cpu", "cuda": "triton"}
+_BACKENDS: dict[str, tuple[Backend, ...]] = {
+    "boundary": ("cpu", "cuda", "triton"),
+    "slot_linear": ("cpu", "triton"),
+}
+_CANDIDATES: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _logger = logging.getLogger(__name__)
 
 
@@ -29,25 +34,45 @@ def get_backend(op: str, backend: Backend, device_type: str) -> ModuleType:
     """Return the module that runs `op` ("boundary" or "slot_linear"); the choice is logged once.
 
     Raises:
-        BackendUnavailableError: no backend of that name, none for the device, or its compiler is missing.
+        BackendUnavailableError: no backend of that name, none for the device, or its compiler or library is missing.
     """
-    chosen = _BACKEND_OF_DEVICE.get(device_type) if backend == "auto" else backend
-    if chosen not in ("cpu", "triton"):
+    candidates = _CANDIDATES.get(device_type, ()) if backend == "auto" else (backend,)
+    names = [name for name in candidates if name in _BACKENDS[op]]
+    if not names:
         raise BackendUnavailableError(
             f"no backend {backend!r} of {op} for device type {device_type!r}"
         )
+    for name in names:
+        module = _import_backend(op, name)
+        if name == "cpu" or module.can_run_on(device_type):
+            _logger.debug("operator %s on %s runs backend %s", op, device_type, name)
+            return module
+    raise BackendUnavailableError(
+        f"backend {names[-1]!r} of {op} cannot run on device type {device_type!r}"
+    )
+
+
+def _import_backend(op: str, name: str) -> ModuleType:
     try:
-        module = importlib.import_module(f"shadow_kernels.ops.{op}.{chosen}")
+        return importlib.import_module(f"shadow_kernels.ops.{op}.{name}")
     except ImportError as error:
         raise BackendUnavailableError(
-            f"backend {chosen!r} of {op} cannot be imported: {error}"
+            f"backend {name!r} of {op} cannot be imported: {error}"
         ) from error
-    if chosen == "triton" and not module.can_run_on(device_type):
-        raise BackendUnavailableError(
-            f"backend 'triton' of {op} cannot run on device type {device_type!r}"
-        )
-    _logger.debug("operator %s on %s runs backend %s", op, device_type, chosen)
-    return module
+
+
+def _boundary_backend(
+    backend: Backend, hidden: torch.Tensor, weights: boundary.BoundaryWeights
+) -> ModuleType:
+    module = get_backend("boundary", backend, hidden.device.type)
+    if not hasattr(module, "has_kernel_for") or module.has_kernel_for(hidden, weights):
+        return module
+    if backend == "auto":
+        return get_backend("boundary", "triton", hidden.device.type)
+    raise BackendUnavailableError(
+        f"backend {backend!r} has no kernel for gate size {weights.update_in.shape[2]}, "
+        f"rank {weights.down.shape[1]} and hidden size {hidden.shape[1]} on this device"
+    )
 
 
 def run_boundary_(
@@ -63,9 +88,8 @@ def run_boundary_(
     if int(grouping.host_counts[0]) == 0:
         return
     boundary.check_arguments(hidden, residual, state, len(grouping.slot_starts) - 1, weights)
-    get_backend("boundary", backend, hidden.device.type).boundary_(
-        hidden, residual, state, grouping, weights
-    )
+    module = _boundary_backend(backend, hidden, weights)
+    module.boundary_(hidden, residual, state, grouping, weights)
 
 
 def run_slot_linear(

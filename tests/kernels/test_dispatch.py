@@ -86,10 +86,18 @@ def test_an_explicit_backend_never_falls_back(case):
         boundary_(*boundary_args(case)[:3], case.segments.grouping, case.weights, backend="triton")
 
 
-@pytest.mark.parametrize(("backend", "device"), [("auto", "meta"), ("cuda", "cpu")])
-def test_an_unknown_backend_or_device_is_refused(backend, device):
+@pytest.mark.parametrize(
+    ("op", "backend", "device"),
+    [("boundary", "auto", "meta"), ("boundary", "hip", "cpu"), ("slot_linear", "cuda", "cuda")],
+)
+def test_an_unknown_backend_or_device_is_refused(op, backend, device):
     with pytest.raises(BackendUnavailableError, match="no backend"):
-        get_backend("boundary", backend, device)
+        get_backend(op, backend, device)
+
+
+def test_the_cuda_backend_refuses_other_devices():
+    with pytest.raises(BackendUnavailableError, match="cannot run on device type 'cpu'"):
+        get_backend("boundary", "cuda", "cpu")
 
 
 def test_the_front_function_and_the_operator_agree(case):

@@ -1,0 +1,117 @@
+// The boundary kernels as torch operators, over PyTorch's stable ABI: one build serves every PyTorch from 2.11 on.
+// Arguments arrive checked (shadow_kernels/ops/boundary); shapes and strides are read here, nothing is verified again.
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/stable/accelerator.h>
+#include <torch/csrc/stable/library.h>
+#include <torch/csrc/stable/ops.h>
+#include <torch/csrc/stable/tensor.h>
+
+#include <optional>
+#include <string>
+
+#include "boundary.h"
+
+namespace {
+
+using torch::headeronly::ScalarType;
+using torch::stable::Tensor;
+
+shadow::DataType data_type_of(ScalarType type) {
+  switch (type) {
+    case ScalarType::BFloat16:
+      return shadow::DataType::kBFloat16;
+    case ScalarType::Half:
+      return shadow::DataType::kFloat16;
+    case ScalarType::Float:
+      return shadow::DataType::kFloat32;
+    default:
+      STD_TORCH_CHECK(false, "shadow_cuda takes bfloat16, float16 and float32");
+  }
+}
+
+shadow::Stack stack_of(const Tensor& tensor) { return {tensor.data_ptr(), tensor.stride(0)}; }
+
+const int* integers_of(const Tensor& tensor) { return static_cast<const int*>(tensor.data_ptr()); }
+
+bool is_wide(const Tensor& tensor) {
+  const bool is_wide_address = reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0;
+  return is_wide_address && tensor.stride(0) % 8 == 0 && tensor.size(tensor.dim() - 1) % 8 == 0;
+}
+
+// Whether the operator has a kernel for these sizes on this device.
+bool has_boundary(int64_t type, int64_t hidden_size, int64_t gate_size, int64_t rank,
+                  int64_t device) {
+  // what the separate kernels, which take any layout, do not hold, nothing holds
+  return shadow::plan_boundary(static_cast<shadow::DataType>(type), hidden_size, gate_size, rank,
+                               false, device)
+      .is_supported;
+}
+
+void boundary_(Tensor hidden, std::optional<Tensor> residual, Tensor state, Tensor token_order,
+               Tensor slot_starts, Tensor tiles, Tensor flags, Tensor scale, Tensor norm_weight,
+               Tensor norm_bias, Tensor update_in, Tensor update_in_bias, Tensor update_out,
+               Tensor update_out_bias, Tensor down, Tensor up, int64_t num_tiles) {
+  bool has_wide_rows = !residual || is_wide(*residual);
+  for (const Tensor& tensor : {hidden, state, norm_weight, norm_bias, update_in, update_out,
+                               update_out_bias, down, up}) {
+    has_wide_rows = has_wide_rows && is_wide(tensor);
+  }
+  const shadow::DataType type = data_type_of(hidden.scalar_type());
+  const int device = hidden.get_device_index();
+  const shadow::BoundaryPlan plan = shadow::plan_boundary(
+      type, hidden.size(1), update_in.size(2), down.size(1), has_wide_rows, device);
+  STD_TORCH_CHECK(plan.is_supported, "shadow_cuda::boundary_ has no kernel for these sizes");
+  const torch::stable::accelerator::DeviceGuard guard(device);
+
+  shadow::BoundaryParams params = {};
+  params.hidden = hidden.data_ptr(), params.hidden_stride = hidden.stride(0);
+  if (residual) {
+    params.residual = residual->data_ptr(), params.residual_stride = residual->stride(0);
+  }
+  params.state = state.data_ptr(), params.state_stride = state.stride(0);
+  params.token_order = integers_of(token_order), params.num_order = token_order.size(0);
+  params.slot_starts = integers_of(slot_starts);
+  params.tiles = integers_of(tiles), params.num_tiles = num_tiles;
+  params.flags = integers_of(flags), params.num_slots = flags.size(0);
+  params.scale = static_cast<const float*>(scale.data_ptr());
+  params.norm_weight = stack_of(norm_weight), params.norm_bias = stack_of(norm_bias);
+  params.update_in = stack_of(update_in), params.update_in_bias = stack_of(update_in_bias);
+  params.update_out = stack_of(update_out), params.update_out_bias = stack_of(update_out_bias);
+  params.down = stack_of(down), params.up = stack_of(up);
+  params.hidden_size = hidden.size(1);
+  params.gate_size = update_in.size(2), params.rank = down.size(1);
+  Tensor scratch;
+  if (!plan.is_fused) {
+    const int64_t num_reduced = num_tiles * shadow::reduced_floats(plan);
+    scratch = torch::stable::new_empty(
+        hidden, {num_reduced + num_tiles * shadow::projected_floats(plan)}, ScalarType::Float);
+    params.reduced = static_cast<float*>(scratch.data_ptr());
+    params.projected = params.reduced + num_reduced;
+  }
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const cudaError_t error =
+      shadow::launch_boundary(params, plan, type, static_cast<cudaStream_t>(stream));
+  STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::boundary_: ", cudaGetErrorString(error));
+}
+
+}  // namespace
+
+STABLE_TORCH_LIBRARY(shadow_cuda, m) {
+  m.def(
+      "has_boundary(int data_type, int hidden_size, int gate_size, int rank, int device) "
+      "-> bool");
+  m.def(
+      "boundary_(Tensor(a!) hidden, Tensor? residual, Tensor(b!) state, Tensor token_order, "
+      "Tensor slot_starts, Tensor tiles, Tensor flags, Tensor scale, Tensor norm_weight, "
+      "Tensor norm_bias, Tensor update_in, Tensor update_in_bias, Tensor update_out, "
+      "Tensor update_out_bias, Tensor down, Tensor up, int num_tiles) -> ()");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CUDA, m) {
+  m.impl("boundary_", TORCH_BOX(&boundary_));
+}
+
+STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CompositeExplicitAutograd, m) {
+  m.impl("has_boundary", TORCH_BOX(&has_boundary));
+}

@@ -1,0 +1,194 @@
+// Launches the boundary kernels: picks the instantiation, the cut over blocks and the launch attributes.
+#include "boundary.h"
+
+#include <map>
+#include <mutex>
+#include <tuple>
+
+#include "shadow/boundary.cuh"
+
+namespace shadow {
+namespace {
+
+constexpr int kWarpsPerBlock = 8;
+constexpr int kClusterBlocks = 8;       // the most that every device with clusters schedules
+constexpr int kLargeClusterBlocks = 16; // where weights do not fit otherwise
+constexpr int kPartWarps = 4;
+constexpr int kMaxGates = 16, kMaxRank = 64;
+
+using Kernel = void (*)(BoundaryParams);
+
+// What a shape needs to run: its kernels and its sizes.
+struct Instance {
+  Kernel fused, reduce, update, inject;
+  int num_items, num_projected;
+  int (*bytes)(int num_warps, int num_blocks, bool is_fused);
+};
+
+template <typename T, int kGateTiles, int kRankTiles>
+Instance instance_of() {
+  using S = Shape<kGateTiles, kRankTiles>;
+  return {boundary_fused_kernel<T, kGateTiles, kRankTiles>,
+          boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kReduce>,
+          boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kUpdate>,
+          boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kInject>,
+          S::kItems,
+          S::kProjected,
+          shared_bytes<T, S>};
+}
+
+template <typename T>
+Instance instance_of(int gate_size, int rank) {
+  if (gate_size <= 8) return rank <= 16 ? instance_of<T, 1, 1>() : instance_of<T, 1, 4>();
+  return rank <= 16 ? instance_of<T, 2, 1>() : instance_of<T, 2, 4>();
+}
+
+Instance find_instance(DataType type, int gate_size, int rank) {
+  switch (type) {
+    case DataType::kBFloat16:
+      return instance_of<__nv_bfloat16>(gate_size, rank);
+    case DataType::kFloat16:
+      return instance_of<__half>(gate_size, rank);
+    default:
+      return instance_of<float>(gate_size, rank);
+  }
+}
+
+int attribute(cudaDeviceAttr name, int device) {
+  int value = 0;
+  cudaDeviceGetAttribute(&value, name, device);
+  return value;
+}
+
+int divide_up(int value, int by) { return (value + by - 1) / by; }
+
+// Halves the blocks while each keeps few warps: small models need fewer exchanges, not more.
+int cluster_blocks(int num_slices) {
+  int blocks = kClusterBlocks;
+  while (blocks > 1 && divide_up(num_slices, blocks / 2) <= kWarpsPerBlock / 2) blocks /= 2;
+  return blocks;
+}
+
+// More than the default of dynamic shared memory has to be asked for, once for each kernel and device.
+cudaError_t allow_shared_memory(Kernel kernel, int bytes, bool is_fused) {
+  static std::mutex mutex;
+  static std::map<std::pair<Kernel, int>, int> allowed;
+  int device = 0;
+  if (cudaError_t error = cudaGetDevice(&device)) return error;
+  std::lock_guard<std::mutex> guard(mutex);
+  int& known = allowed[{kernel, device}];
+  if (bytes <= known) return cudaSuccess;
+  if (is_fused && known == 0) {
+    if (cudaError_t error =
+            cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) {
+      return error;
+    }
+  }
+  known = bytes;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
+}
+
+// Clusters of this launch that run at the same time on the device.
+int resident_clusters(Kernel kernel, const cudaLaunchConfig_t& config, int num_blocks) {
+  static std::mutex mutex;
+  static std::map<std::tuple<Kernel, int, unsigned, size_t>, int> known;
+  int device = 0;
+  cudaGetDevice(&device);
+  std::lock_guard<std::mutex> guard(mutex);
+  int& clusters = known[{kernel, device, config.blockDim.x, config.dynamicSmemBytes}];
+  if (clusters == 0 && cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
+    cudaGetLastError();
+    clusters = attribute(cudaDevAttrMultiProcessorCount, device) / num_blocks;
+  }
+  return clusters < 1 ? 1 : clusters;
+}
+
+bool is_capturing(cudaStream_t stream) {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  return cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
+         status == cudaStreamCaptureStatusActive;
+}
+
+// The kernel reads weights and tiles before the kernel in front of it has ended. Inside a graph nothing writes those;
+// outside, the kernel in front may be the copy that fills a slot, so there it waits as any other.
+cudaError_t launch_fused(Kernel kernel, BoundaryParams& params, const BoundaryPlan& plan,
+                         cudaStream_t stream) {
+  if (cudaError_t error = allow_shared_memory(kernel, plan.shared_bytes, true)) {
+    return error;
+  }
+  cudaLaunchAttribute attributes[2];
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = plan.num_blocks;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.blockDim = dim3(32 * plan.num_warps);
+  config.gridDim = dim3(plan.num_blocks);
+  config.dynamicSmemBytes = plan.shared_bytes;
+  config.stream = stream;
+  config.attrs = attributes;
+  config.numAttrs = 1;
+  const int resident = resident_clusters(kernel, config, plan.num_blocks);
+  params.num_clusters = params.num_tiles <= 2 * resident ? params.num_tiles : resident;
+  config.gridDim = dim3(params.num_clusters * plan.num_blocks);
+  config.numAttrs = is_capturing(stream) ? 2 : 1;
+  return cudaLaunchKernelEx(&config, kernel, params);
+}
+
+cudaError_t launch_parts(const Instance& instance, BoundaryParams& params, const BoundaryPlan& plan,
+                         cudaStream_t stream) {
+  params.num_clusters = params.num_tiles;
+  for (Kernel kernel : {instance.reduce, instance.update, instance.inject}) {
+    if (cudaError_t error = allow_shared_memory(kernel, plan.shared_bytes, false)) return error;
+    kernel<<<params.num_tiles * plan.num_blocks, 32 * plan.num_warps, plan.shared_bytes, stream>>>(
+        params);
+  }
+  return cudaGetLastError();
+}
+
+}  // namespace
+
+BoundaryPlan plan_boundary(DataType type, int hidden_size, int gate_size, int rank, bool is_wide,
+                           int device) {
+  const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+  const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (gate_size > kMaxGates || rank > kMaxRank || major < 8) return {};
+  const Instance instance = find_instance(type, gate_size, rank);
+  const int num_slices = divide_up(hidden_size, kSliceColumns);
+  BoundaryPlan plan = {};
+  plan.num_items = instance.num_items, plan.num_projected = instance.num_projected;
+  for (int blocks : {cluster_blocks(num_slices), kLargeClusterBlocks}) {
+    plan.num_blocks = blocks;
+    plan.num_warps = divide_up(num_slices, blocks);
+    plan.shared_bytes = instance.bytes(plan.num_warps, blocks, true);
+    const bool fits = plan.num_warps <= kMaxWarps && plan.shared_bytes <= most;
+    plan.is_fused = major >= 9 && is_wide && fits;
+    if (plan.is_fused) break;
+  }
+  if (!plan.is_fused) {
+    plan.num_warps = kPartWarps;
+    plan.num_blocks = divide_up(num_slices, kPartWarps);
+    plan.shared_bytes = instance.bytes(plan.num_warps, plan.num_blocks, false);
+  }
+  plan.is_supported = plan.shared_bytes <= most;
+  return plan;
+}
+
+int64_t reduced_floats(const BoundaryPlan& plan) {
+  return plan.is_fused ? 0 : 2 * static_cast<int64_t>(plan.num_blocks) * plan.num_items;
+}
+
+int64_t projected_floats(const BoundaryPlan& plan) {
+  return plan.is_fused ? 0 : 2 * static_cast<int64_t>(plan.num_blocks) * plan.num_projected;
+}
+
+cudaError_t launch_boundary(BoundaryParams params, const BoundaryPlan& plan, DataType type,
+                            cudaStream_t stream) {
+  const Instance instance = find_instance(type, params.gate_size, params.rank);
+  params.num_blocks = plan.num_blocks;
+  return plan.is_fused ? launch_fused(instance.fused, params, plan, stream)
+                       : launch_parts(instance, params, plan, stream);
+}
+
+}  // namespace shadow

@@ -1,0 +1,34 @@
+// Host interface of the boundary kernels; knows CUDA's runtime, no tensor library.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "shadow/boundary_params.h"
+
+namespace shadow {
+
+enum class DataType { kBFloat16, kFloat16, kFloat32 };
+
+// How one call is cut.
+struct BoundaryPlan {
+  bool is_supported;
+  bool is_fused;                 // one cluster kernel; otherwise three kernels with scratch
+  int num_warps, num_blocks;     // of a tile
+  int shared_bytes;              // of a block
+  int num_items, num_projected;  // floats that a block exchanges with the others of its tile
+};
+
+// Depends on the sizes and the device alone, so a token's sums run in the same order alone and in any batch.
+// `is_wide`: all rows start on 16 bytes and hold whole groups of eight columns; others take the separate kernels.
+BoundaryPlan plan_boundary(DataType type, int hidden_size, int gate_size, int rank, bool is_wide,
+                           int device);
+
+// Floats of scratch that `params.reduced` and `params.projected` need for each tile, 0 with a fused plan.
+int64_t reduced_floats(const BoundaryPlan& plan);
+int64_t projected_floats(const BoundaryPlan& plan);
+
+// Launches on the current device; fills in what the plan decides.
+cudaError_t launch_boundary(BoundaryParams params, const BoundaryPlan& plan, DataType type,
+                            cudaStream_t stream);
+
+}  // namespace shadow

@@ -1,0 +1,104 @@
+// Hopper's thread block clusters, programmatic dependent launch, and asynchronous copies, as thin names over PTX.
+#pragma once
+
+#include <cstdint>
+
+namespace shadow {
+
+__device__ inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
+}
+
+#if __CUDA_ARCH__ >= 900
+
+__device__ inline void init_barrier(uint64_t* barrier, int num_arrivals) {
+  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(shared_address(barrier)),
+               "r"(num_arrivals));
+}
+
+// Makes barriers and shared memory that threads wrote visible to the copy engine.
+__device__ inline void fence_copies() {
+  asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" :::
+                   "memory");
+}
+
+// One arrival, and num_bytes more to come before the barrier opens.
+__device__ inline void expect_bytes(uint64_t* barrier, int num_bytes) {
+  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
+                   shared_address(barrier)),
+               "r"(num_bytes)
+               : "memory");
+}
+
+// Starts copying num_bytes, a multiple of 16, from global to shared memory; both sides lie on 16 bytes.
+__device__ inline void copy_bytes(void* target, const void* source, int num_bytes,
+                                  uint64_t* barrier) {
+  asm volatile(
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
+          shared_address(target)),
+      "l"(source), "r"(num_bytes), "r"(shared_address(barrier))
+      : "memory");
+}
+
+__device__ inline void wait_barrier(uint64_t* barrier, int parity) {
+  asm volatile(
+      "{\n\t.reg .pred done;\n\t"
+      "again%=: mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n\t"
+      "@!done bra again%=;\n\t}" ::"r"(shared_address(barrier)),
+      "r"(parity)
+      : "memory");
+}
+
+// The block has started and its barriers are ready; fence_copies comes first. Relaxed: a release would wait for all of
+// the block's global memory traffic.
+__device__ inline void arrive_at_cluster() {
+  asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+__device__ inline void wait_for_cluster() {
+  asm volatile("barrier.cluster.wait.aligned;" ::: "memory");
+}
+
+// The address that a place in this block's shared memory has in block `rank` of the cluster.
+__device__ inline uint32_t address_at(const void* place, int rank) {
+  uint32_t address;
+  asm("mapa.shared::cluster.u32 %0, %1, %2;"
+      : "=r"(address)
+      : "r"(shared_address(place)), "r"(rank));
+  return address;
+}
+
+// Stores to another block's shared memory and counts 4 bytes down on that block's barrier. Whoever waits there sees the
+// value: no barrier of the whole cluster, no fence.
+__device__ inline void send(uint32_t target, float value, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(
+                   target),
+               "r"(__float_as_uint(value)), "r"(barrier)
+               : "memory");
+}
+
+// Waits for the kernel before this one in the stream; returns at once unless launched as its dependent.
+__device__ inline void wait_for_previous_kernel() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+
+// The next kernel may start its own prologue; it still waits for this one's results.
+__device__ inline void release_next_kernel() { asm volatile("griddepcontrol.launch_dependents;"); }
+
+#else  // never called: launch_boundary takes the separate kernels below compute capability 9.0
+
+__device__ inline void init_barrier(uint64_t*, int) {}
+__device__ inline void fence_copies() {}
+__device__ inline void expect_bytes(uint64_t*, int) {}
+__device__ inline void copy_bytes(void*, const void*, int, uint64_t*) {}
+__device__ inline void wait_barrier(uint64_t*, int) {}
+__device__ inline void arrive_at_cluster() {}
+__device__ inline void wait_for_cluster() {}
+__device__ inline uint32_t address_at(const void*, int) { return 0; }
+__device__ inline void send(uint32_t, float, uint32_t) {}
+__device__ inline void wait_for_previous_kernel() {}
+__device__ inline void release_next_kernel() {}
+
+#endif
+
+}  // namespace shadow

@@ -1,0 +1,240 @@
+// Tensor-core products of fp32 activations with model weights, exact to the accuracy that the model's dtype asks for.
+//
+// The one instruction is mma.m16n8k16 on bf16 with fp32 sums. A number that bf16 does not hold is cut into bf16 parts
+// whose sum it is; `Split` says how many parts each side has and which products of parts count (small ones first):
+//
+//     bf16   weight 1 part            activation 2 parts, 16 bits
+//     fp16   weight 2 parts, exact    activation 2 parts, 16 bits
+//     fp32   weight 3 parts, exact    activation 3 parts, exact
+//
+// Lanes: "quad" is lane % 4, "row" is lane / 4. Within 32 columns a lane of quad q holds columns 8 q to 8 q + 7 of its
+// row, so that global and shared memory are read 16 bytes at a time; the order in which a product walks its inner
+// dimension does not matter as long as both operands agree.
+#pragma once
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <cstdint>
+
+namespace shadow {
+
+// Products are listed as one hexadecimal digit each, the first in the lowest digit.
+template <typename T>
+struct Split;
+
+template <>
+struct Split<__nv_bfloat16> {
+  static constexpr int kWeightParts = 1, kActivationParts = 2, kNumProducts = 2;
+  static constexpr uint32_t kWeights = 0x00, kActivations = 0x01;
+};
+
+template <>
+struct Split<__half> {
+  static constexpr int kWeightParts = 2, kActivationParts = 2, kNumProducts = 3;
+  static constexpr uint32_t kWeights = 0x001, kActivations = 0x010;
+};
+
+template <>
+struct Split<float> {
+  static constexpr int kWeightParts = 3, kActivationParts = 3, kNumProducts = 6;
+  static constexpr uint32_t kWeights = 0x010120, kActivations = 0x001102;
+};
+
+template <typename T>
+__device__ constexpr int weight_part(int product) {
+  return Split<T>::kWeights >> (4 * product) & 0xf;
+}
+
+template <typename T>
+__device__ constexpr int activation_part(int product) {
+  return Split<T>::kActivations >> (4 * product) & 0xf;
+}
+
+__device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
+__device__ inline float to_float(__half x) { return __half2float(x); }
+__device__ inline float to_float(float x) { return x; }
+
+template <typename T>
+__device__ inline T from_float(float x);
+template <>
+__device__ inline __nv_bfloat16 from_float(float x) { return __float2bfloat16_rn(x); }
+template <>
+__device__ inline __half from_float(float x) { return __float2half_rn(x); }
+template <>
+__device__ inline float from_float(float x) { return x; }
+
+// Eight neighbouring columns of a row, as they lie in memory.
+template <typename T>
+struct alignas(16) Octet {
+  uint32_t word[2 * sizeof(T)];
+};
+
+__device__ inline void unpack(const Octet<__nv_bfloat16>& octet, float (&columns)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    columns[2 * i] = __uint_as_float(octet.word[i] << 16);
+    columns[2 * i + 1] = __uint_as_float(octet.word[i] & 0xffff0000u);
+  }
+}
+
+__device__ inline void unpack(const Octet<__half>& octet, float (&columns)[8]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&octet.word[i]));
+    columns[2 * i] = pair.x, columns[2 * i + 1] = pair.y;
+  }
+}
+
+__device__ inline void unpack(const Octet<float>& octet, float (&columns)[8]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) columns[i] = __uint_as_float(octet.word[i]);
+}
+
+__device__ inline void pack(const float (&columns)[8], Octet<__nv_bfloat16>& octet) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const __nv_bfloat162 pair = __floats2bfloat162_rn(columns[2 * i], columns[2 * i + 1]);
+    octet.word[i] = *reinterpret_cast<const uint32_t*>(&pair);
+  }
+}
+
+__device__ inline void pack(const float (&columns)[8], Octet<__half>& octet) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const __half2 pair = __floats2half2_rn(columns[2 * i], columns[2 * i + 1]);
+    octet.word[i] = *reinterpret_cast<const uint32_t*>(&pair);
+  }
+}
+
+__device__ inline void pack(const float (&columns)[8], Octet<float>& octet) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) octet.word[i] = __float_as_uint(columns[i]);
+}
+
+// Cuts a pair into kParts words of two bf16 whose sum it is; `first` is the low half of a word.
+template <int kParts>
+__device__ inline void split(float first, float second, uint32_t (&words)[kParts]) {
+#pragma unroll
+  for (int part = 0; part < kParts; ++part) {
+    const __nv_bfloat162 rounded = __floats2bfloat162_rn(first, second);
+    words[part] = *reinterpret_cast<const uint32_t*>(&rounded);
+    first -= __low2float(rounded);
+    second -= __high2float(rounded);
+  }
+}
+
+// words[part][i] holds columns 2 i and 2 i + 1.
+template <int kParts>
+__device__ inline void split_columns(const float (&columns)[8], uint32_t (&words)[kParts][4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    uint32_t parts[kParts];
+    split(columns[2 * i], columns[2 * i + 1], parts);
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) words[part][i] = parts[part];
+  }
+}
+
+template <typename T>
+__device__ inline void split_weights(const Octet<T>& octet,
+                                     uint32_t (&words)[Split<T>::kWeightParts][4]) {
+  if constexpr (Split<T>::kWeightParts == 1) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) words[0][i] = octet.word[i];
+  } else {
+    float columns[8];
+    unpack(octet, columns);
+    split_columns(columns, words);
+  }
+}
+
+// words[part][j] holds column j of two rows, the order in which the right operand's register wants them.
+template <typename T>
+__device__ inline void pair_rows(const T* first, const T* second,
+                                 uint32_t (&words)[Split<T>::kWeightParts][4]) {
+  if constexpr (Split<T>::kWeightParts == 1) {
+    const uint2 low = *reinterpret_cast<const uint2*>(first);
+    const uint2 high = *reinterpret_cast<const uint2*>(second);
+    words[0][0] = __byte_perm(low.x, high.x, 0x5410);
+    words[0][1] = __byte_perm(low.x, high.x, 0x7632);
+    words[0][2] = __byte_perm(low.y, high.y, 0x5410);
+    words[0][3] = __byte_perm(low.y, high.y, 0x7632);
+  } else {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      uint32_t parts[Split<T>::kWeightParts];
+      split(to_float(first[j]), to_float(second[j]), parts);
+#pragma unroll
+      for (int part = 0; part < Split<T>::kWeightParts; ++part) words[part][j] = parts[part];
+    }
+  }
+}
+
+// sum (16, 8) += a (16, 16) @ b (16, 8).
+__device__ inline void multiply(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+                                uint32_t b0, uint32_t b1) {
+  asm(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
+      "{%8, %9}, {%0, %1, %2, %3};"
+      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
+      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// sum (16 rows, 8 tokens) += low and high rows (16, 32 columns) @ x (32 columns, 8 tokens).
+template <typename T>
+__device__ inline void multiply_columns(float (&sum)[4],
+                                        const uint32_t (&low)[Split<T>::kWeightParts][4],
+                                        const uint32_t (&high)[Split<T>::kWeightParts][4],
+                                        const uint32_t (&x)[Split<T>::kActivationParts][4]) {
+#pragma unroll
+  for (int product = 0; product < Split<T>::kNumProducts; ++product) {
+    const int w = weight_part<T>(product), a = activation_part<T>(product);
+#pragma unroll
+    for (int i = 0; i < 4; i += 2) {
+      multiply(sum, low[w][i], high[w][i], low[w][i + 1], high[w][i + 1], x[a][i], x[a][i + 1]);
+    }
+  }
+}
+
+// Products of inner values with weight rows, for 8 tokens and 4 x 8 columns, stack two things in the 16 rows of an
+// instruction. Here two branches, each with its own eight inner rows: sums[j][0..1] += first @ first_rows and
+// sums[j][2..3] += second @ second_rows.
+template <typename T>
+__device__ inline void multiply_branches(float (&sums)[4][4],
+                                         const uint32_t (&first)[Split<T>::kActivationParts],
+                                         const uint32_t (&second)[Split<T>::kActivationParts],
+                                         const uint32_t (&first_rows)[Split<T>::kWeightParts][4],
+                                         const uint32_t (&second_rows)[Split<T>::kWeightParts][4]) {
+#pragma unroll
+  for (int product = 0; product < Split<T>::kNumProducts; ++product) {
+    const int w = weight_part<T>(product), a = activation_part<T>(product);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      multiply(sums[j], first[a], 0, 0, second[a], first_rows[w][j], second_rows[w][j]);
+    }
+  }
+}
+
+// Here sixteen inner rows of one product, with two products of parts at a time: the result is sums[j][0..1] plus
+// sums[j][2..3].
+template <typename T>
+__device__ inline void multiply_inner(float (&sums)[4][4],
+                                      const uint32_t (&low)[Split<T>::kActivationParts],
+                                      const uint32_t (&high)[Split<T>::kActivationParts],
+                                      const uint32_t (&low_rows)[Split<T>::kWeightParts][4],
+                                      const uint32_t (&high_rows)[Split<T>::kWeightParts][4]) {
+  constexpr int kLast = Split<T>::kActivationParts - 1;
+#pragma unroll
+  for (int w = Split<T>::kWeightParts - 1; w >= 0; --w) {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (Split<T>::kActivationParts == 3 && w == 0) {
+        multiply(sums[j], low[kLast], 0, high[kLast], 0, low_rows[w][j], high_rows[w][j]);
+      }
+      multiply(sums[j], low[0], low[1], high[0], high[1], low_rows[w][j], high_rows[w][j]);
+    }
+  }
+}
+
+}  // namespace shadow

@@ -1,0 +1,66 @@
+"""CUDA version of `boundary_`: one cluster launch (kernels/csrc), from compute capability 9.0 on.
+
+Below 9.0, and for the rare shape whose weights do not fit a cluster's shared memory, the same code runs as three
+launches with scratch. Gates over 16 and ranks over 64 have no kernel. The library is built by `shadow_kernels.build`.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+
+from shadow_kernels.build import LIBRARY
+from shadow_kernels.ops.boundary import BoundaryWeights
+from shadow_kernels.segments import Grouping, max_tiles
+
+_DATA_TYPES = (torch.bfloat16, torch.float16, torch.float32)  # in the order of boundary.h
+
+
+@cache
+def can_run_on(device_type: str) -> bool:
+    """Whether the device is CUDA's and the library has been built; loads it."""
+    if device_type != "cuda" or not LIBRARY.exists():
+        return False
+    torch.ops.load_library(LIBRARY)
+    return True
+
+
+def has_kernel_for(hidden: torch.Tensor, weights: BoundaryWeights) -> bool:
+    """Whether the library has a kernel for these sizes on hidden's device."""
+    return _has_kernel(*_sizes(hidden, weights))
+
+
+def boundary_(
+    hidden: torch.Tensor,
+    residual: torch.Tensor | None,
+    state: torch.Tensor,
+    grouping: Grouping,
+    weights: BoundaryWeights,
+) -> None:
+    """Run the operator; arguments as in `shadow_kernels.boundary_`, already checked. Mutates hidden and state."""
+    num_tiles = max_tiles(len(hidden), len(grouping.slot_starts) - 1)
+    torch.ops.shadow_cuda.boundary_(hidden, residual, state, *grouping[1:4], *weights, num_tiles)
+
+
+def _sizes(
+    hidden: torch.Tensor, weights: BoundaryWeights
+) -> tuple[torch.dtype, int, int, int, int]:
+    return (
+        hidden.dtype,
+        hidden.shape[1],
+        weights.update_in.shape[2],
+        weights.down.shape[1],
+        hidden.get_device(),
+    )
+
+
+@cache
+def _has_kernel(
+    dtype: torch.dtype, hidden_size: int, gate_size: int, rank: int, device: int
+) -> bool:
+    data_type = _DATA_TYPES.index(dtype)
+    answer: bool = torch.ops.shadow_cuda.has_boundary(
+        data_type, hidden_size, gate_size, rank, device
+    )
+    return answer
