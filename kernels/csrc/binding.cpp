@@ -58,10 +58,10 @@ void boundary_(Tensor hidden, std::optional<Tensor> residual, Tensor state, Tens
   }
   const shadow::DataType type = data_type_of(hidden.scalar_type());
   const int device = hidden.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
   const shadow::BoundaryPlan plan = shadow::plan_boundary(
       type, hidden.size(1), update_in.size(2), down.size(1), has_wide_rows, device);
   STD_TORCH_CHECK(plan.is_supported, "shadow_cuda::boundary_ has no kernel for these sizes");
-  const torch::stable::accelerator::DeviceGuard guard(device);
 
   shadow::BoundaryParams params = {};
   params.hidden = hidden.data_ptr(), params.hidden_stride = hidden.stride(0);

@@ -88,19 +88,45 @@ cudaError_t allow_shared_memory(Kernel kernel, int bytes, bool is_fused) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
-// Clusters of this launch that run at the same time on the device.
-int resident_clusters(Kernel kernel, const cudaLaunchConfig_t& config, int num_blocks) {
-  static std::mutex mutex;
-  static std::map<std::tuple<Kernel, int, unsigned, size_t>, int> known;
-  int device = 0;
-  cudaGetDevice(&device);
-  std::lock_guard<std::mutex> guard(mutex);
-  int& clusters = known[{kernel, device, config.blockDim.x, config.dynamicSmemBytes}];
-  if (clusters == 0 && cudaOccupancyMaxActiveClusters(&clusters, kernel, &config) != cudaSuccess) {
+// Everything of a cluster launch but its size; `attributes` is storage for two.
+cudaLaunchConfig_t cluster_config(const BoundaryPlan& plan, cudaLaunchAttribute* attributes) {
+  attributes[0].id = cudaLaunchAttributeClusterDimension;
+  attributes[0].val.clusterDim.x = plan.num_blocks;
+  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
+  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(plan.num_blocks);
+  config.blockDim = dim3(32 * plan.num_warps);
+  config.dynamicSmemBytes = plan.shared_bytes;
+  config.attrs = attributes;
+  config.numAttrs = 1;
+  return config;
+}
+
+// Tries one cut; resident_clusters is 0 where it does not fit the device.
+BoundaryPlan plan_fused(const Instance& instance, int num_slices, int num_blocks, int device) {
+  BoundaryPlan plan = {};
+  plan.is_fused = plan.is_supported = true;
+  plan.num_blocks = num_blocks;
+  plan.num_warps = divide_up(num_slices, num_blocks);
+  plan.shared_bytes = instance.bytes(plan.num_warps, num_blocks, true);
+  const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  if (plan.num_warps > kMaxWarps || plan.shared_bytes > most) return plan;
+  if (allow_shared_memory(instance.fused, plan.shared_bytes, true) != cudaSuccess) return plan;
+  cudaLaunchAttribute attributes[2];
+  const cudaLaunchConfig_t config = cluster_config(plan, attributes);
+  if (cudaOccupancyMaxActiveClusters(&plan.resident_clusters, instance.fused, &config)) {
     cudaGetLastError();
-    clusters = attribute(cudaDevAttrMultiProcessorCount, device) / num_blocks;
+    plan.resident_clusters = 0;
   }
-  return clusters < 1 ? 1 : clusters;
+  return plan;
+}
+
+BoundaryPlan choose_fused(const Instance& instance, int num_slices, int device) {
+  const BoundaryPlan plan = plan_fused(instance, num_slices, cluster_blocks(num_slices), device);
+  if (plan.resident_clusters > 0) return plan;
+  return plan_fused(instance, num_slices, kLargeClusterBlocks, device);
 }
 
 bool is_capturing(cudaStream_t stream) {
@@ -113,25 +139,12 @@ bool is_capturing(cudaStream_t stream) {
 // outside, the kernel in front may be the copy that fills a slot, so there it waits as any other.
 cudaError_t launch_fused(Kernel kernel, BoundaryParams& params, const BoundaryPlan& plan,
                          cudaStream_t stream) {
-  if (cudaError_t error = allow_shared_memory(kernel, plan.shared_bytes, true)) {
-    return error;
-  }
   cudaLaunchAttribute attributes[2];
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = plan.num_blocks;
-  attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
-  cudaLaunchConfig_t config = {};
-  config.blockDim = dim3(32 * plan.num_warps);
-  config.gridDim = dim3(plan.num_blocks);
-  config.dynamicSmemBytes = plan.shared_bytes;
-  config.stream = stream;
-  config.attrs = attributes;
-  config.numAttrs = 1;
-  const int resident = resident_clusters(kernel, config, plan.num_blocks);
+  cudaLaunchConfig_t config = cluster_config(plan, attributes);
+  const int resident = plan.resident_clusters;
   params.num_clusters = params.num_tiles <= 2 * resident ? params.num_tiles : resident;
   config.gridDim = dim3(params.num_clusters * plan.num_blocks);
+  config.stream = stream;
   config.numAttrs = is_capturing(stream) ? 2 : 1;
   return cudaLaunchKernelEx(&config, kernel, params);
 }
@@ -147,32 +160,37 @@ cudaError_t launch_parts(const Instance& instance, BoundaryParams& params, const
   return cudaGetLastError();
 }
 
+BoundaryPlan make_plan(DataType type, int hidden_size, int gate_size, int rank, bool is_wide,
+                       int device) {
+  const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
+  if (gate_size > kMaxGates || rank > kMaxRank || major < 8) return {};
+  const Instance instance = find_instance(type, gate_size, rank);
+  const int num_slices = divide_up(hidden_size, kSliceColumns);
+  if (major >= 9 && is_wide) {
+    const BoundaryPlan plan = choose_fused(instance, num_slices, device);
+    if (plan.resident_clusters > 0) return plan;
+  }
+  BoundaryPlan plan = {};
+  plan.num_warps = kPartWarps;
+  plan.num_blocks = divide_up(num_slices, kPartWarps);
+  plan.shared_bytes = instance.bytes(plan.num_warps, plan.num_blocks, false);
+  plan.num_items = instance.num_items, plan.num_projected = instance.num_projected;
+  plan.is_supported =
+      plan.shared_bytes <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return plan;
+}
+
 }  // namespace
 
 BoundaryPlan plan_boundary(DataType type, int hidden_size, int gate_size, int rank, bool is_wide,
                            int device) {
-  const int major = attribute(cudaDevAttrComputeCapabilityMajor, device);
-  const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (gate_size > kMaxGates || rank > kMaxRank || major < 8) return {};
-  const Instance instance = find_instance(type, gate_size, rank);
-  const int num_slices = divide_up(hidden_size, kSliceColumns);
-  BoundaryPlan plan = {};
-  plan.num_items = instance.num_items, plan.num_projected = instance.num_projected;
-  for (int blocks : {cluster_blocks(num_slices), kLargeClusterBlocks}) {
-    plan.num_blocks = blocks;
-    plan.num_warps = divide_up(num_slices, blocks);
-    plan.shared_bytes = instance.bytes(plan.num_warps, blocks, true);
-    const bool fits = plan.num_warps <= kMaxWarps && plan.shared_bytes <= most;
-    plan.is_fused = major >= 9 && is_wide && fits;
-    if (plan.is_fused) break;
-  }
-  if (!plan.is_fused) {
-    plan.num_warps = kPartWarps;
-    plan.num_blocks = divide_up(num_slices, kPartWarps);
-    plan.shared_bytes = instance.bytes(plan.num_warps, plan.num_blocks, false);
-  }
-  plan.is_supported = plan.shared_bytes <= most;
-  return plan;
+  static std::mutex mutex;
+  static std::map<std::tuple<DataType, int, int, int, bool, int>, BoundaryPlan> known;
+  std::lock_guard<std::mutex> guard(mutex);
+  const auto [entry, is_new] =
+      known.try_emplace({type, hidden_size, gate_size, rank, is_wide, device});
+  if (is_new) entry->second = make_plan(type, hidden_size, gate_size, rank, is_wide, device);
+  return entry->second;
 }
 
 int64_t reduced_floats(const BoundaryPlan& plan) {

@@ -15,10 +15,12 @@ struct BoundaryPlan {
   bool is_fused;                 // one cluster kernel; otherwise three kernels with scratch
   int num_warps, num_blocks;     // of a tile
   int shared_bytes;              // of a block
-  int num_items, num_projected;  // floats that a block exchanges with the others of its tile
+  int num_items, num_projected;  // floats that a block of the separate kernels hands to the others of its tile
+  int resident_clusters;         // that run at the same time
 };
 
 // Depends on the sizes and the device alone, so a token's sums run in the same order alone and in any batch.
+// Found once for each and kept; `device` is the current one.
 // `is_wide`: all rows start on 16 bytes and hold whole groups of eight columns; others take the separate kernels.
 BoundaryPlan plan_boundary(DataType type, int hidden_size, int gate_size, int rank, bool is_wide,
                            int device);

@@ -229,25 +229,32 @@ struct Boundary {
     int to_row, num_rows, part, needed;
   };
 
-  static constexpr int kNumSegments = 7;
+  // What one warp copies at a time: up to 8 rows of a segment.
+  static constexpr int kInItems = 2 * S::kGates / 8, kRankItems = S::kRank / 8;
+  static constexpr int kMainItems = 2 * kInItems + 2 * kRankItems, kNumItems = kMainItems + 3;
 
-  __device__ Segment find_segment(int index) const {
-    switch (index) {
-      case 0:
-        return {slot_rows(p.update_in), S::kIn, 2 * S::kGates, 0, kUpdate};
-      case 1:
-        return {slot_rows(p.update_out), S::kOut, 2 * S::kGates, 1, kUpdate};
-      case 2:
-        return {slot_rows(p.down), S::kDown, S::kRank, 1, kInject};
-      case 3:
-        return {slot_rows(p.up), S::kUp, S::kRank, 2, kInject};
-      case 4:
-        return {slot_rows(p.norm_weight), S::kNormWeight, 1, 0, kUpdate | kNorm};
-      case 5:
-        return {slot_rows(p.norm_bias), S::kNormBias, 1, 0, kUpdate | kNorm};
-      default:
-        return {slot_rows(p.update_out_bias), S::kOutBias, 2, 1, kUpdate | kBias};
+  // The segment of an item; first_row is the item's first row in it.
+  __device__ Segment find_segment(int item, int& first_row) const {
+    first_row = 0;
+    if (item < kMainItems) {
+      const bool is_update = item < 2 * kInItems;
+      const int of_kind = is_update ? item : item - 2 * kInItems;
+      const int num_items = is_update ? kInItems : kRankItems;
+      const bool is_second = of_kind >= num_items;
+      first_row = 8 * (is_second ? of_kind - num_items : of_kind);
+      if (is_update) {
+        return {slot_rows(is_second ? p.update_out : p.update_in), is_second ? S::kOut : S::kIn,
+                2 * S::kGates, is_second, kUpdate};
+      }
+      return {slot_rows(is_second ? p.up : p.down), is_second ? S::kUp : S::kDown, S::kRank,
+              1 + is_second, kInject};
     }
+    if (item == kMainItems + 2) {
+      return {slot_rows(p.update_out_bias), S::kOutBias, 2, 1, kUpdate | kBias};
+    }
+    const bool is_bias = item == kMainItems + 1;
+    return {slot_rows(is_bias ? p.norm_bias : p.norm_weight), is_bias ? S::kNormBias : S::kNormWeight,
+            1, 0, kUpdate | kNorm};
   }
 
   // The global row behind row r of a segment, or null where that is padding or switched off.
@@ -288,9 +295,12 @@ struct Boundary {
   __device__ void prepare() {
     clear_padding();
     if constexpr (kIsFused) {
-      // of weights each segment of a part brings one arrival a lane; of sums the block itself brings one
-      if (threadIdx.x < kNumBarriers) {
-        init_barrier(&barriers[threadIdx.x], threadIdx.x < 2 ? 3 * 32 : threadIdx.x == 2 ? 32 : 1);
+      if (threadIdx.x == 0) {  // one arrival an item of weights; for sums the block's own
+        init_barrier(&barriers[0], kInItems + 2);
+        init_barrier(&barriers[1], kInItems + kRankItems + 1);
+        init_barrier(&barriers[2], kRankItems);
+        init_barrier(&barriers[3], 1);
+        init_barrier(&barriers[4], 1);
       }
       fence_copies();
     }
@@ -298,38 +308,33 @@ struct Boundary {
     if constexpr (kIsFused) arrive_at_cluster();
   }
 
-  // Starts copying the slot's weights, a segment a warp and a row a lane. Whoever needs them waits with wait_weights.
+  // Starts copying the slot's weights, a row a lane. Whoever needs them waits with wait_weights.
   __device__ void fetch_weights() {
     parity ^= 1;
     const int num_bytes = block_columns() * sizeof(T);
 #pragma unroll 1
-    for (int i = warp; i < kNumSegments; i += num_warps) {
-      const Segment segment = find_segment(i);
-      const T* sources[(S::kRank + 31) / 32];
-      int expected = 0;
-#pragma unroll
-      for (int round = 0; round < (S::kRank + 31) / 32; ++round) {
-        sources[round] = num_bytes == 0 ? nullptr : find_row(segment, lane + 32 * round);
-        if (sources[round] != nullptr) expected += num_bytes;
-      }
-      expect_bytes(&barriers[segment.part], expected);
-#pragma unroll
-      for (int round = 0; round < (S::kRank + 31) / 32; ++round) {
-        T* target = weights + (segment.to_row + lane + 32 * round) * row_stride;
-        if (sources[round] != nullptr) {
-          copy_bytes(target, sources[round], num_bytes, &barriers[segment.part]);
-        }
-      }
+    for (int item = warp; item < kNumItems; item += num_warps) {
+      int r;
+      const Segment segment = find_segment(item, r);
+      r += lane;
+      const T* source = lane < 8 && num_bytes > 0 ? find_row(segment, r) : nullptr;
+      const int num_rows = __popc(__ballot_sync(kAllLanes, source != nullptr));
+      if (lane == 0) expect_bytes(&barriers[segment.part], num_rows * num_bytes);
+      __syncwarp();
+      if (source == nullptr) continue;
+      T* target = weights + (segment.to_row + r) * row_stride;
+      copy_bytes(target, source, num_bytes, &barriers[segment.part]);
     }
   }
 
   // The same without the copy engine, for one part: done when it returns.
   __device__ void load_weights(int wanted) {
     const int columns = block_columns();
-    for (int i = 0; i < kNumSegments; ++i) {
-      const Segment segment = find_segment(i);
+    for (int item = warp; item < kNumItems; item += num_warps) {
+      int first_row;
+      const Segment segment = find_segment(item, first_row);
       if (segment.part != wanted) continue;
-      for (int r = warp; r < segment.num_rows; r += num_warps) {
+      for (int r = first_row; r < min(first_row + 8, segment.num_rows); ++r) {
         const T* source = find_row(segment, r);
         T* target = weights + (segment.to_row + r) * row_stride;
         for (int c = lane; source != nullptr && c < columns; c += 32) target[c] = source[c];
@@ -374,6 +379,22 @@ struct Boundary {
     }
     centre = 0.0f;
     if ((flags & kUpdate) && (flags & kNorm)) sample_centre();
+  }
+
+  // Brings the rows of the unit behind this one to the cache: tiles follow each other in token_order.
+  __device__ void prefetch_next(int half) const {
+    const int index = first_index + kUnitTokens * half + num_tokens + row;
+    const int next = p.token_order[min(index, p.num_order - 1)];
+    if (next < 0 || first_column >= p.hidden_size) return;
+    const int64_t place = next;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      const int column = first_column + 32 * group;
+      prefetch(static_cast<const T*>(p.hidden) + place * p.hidden_stride + column);
+      prefetch(static_cast<const T*>(p.state) + place * p.state_stride + column);
+      if (p.residual == nullptr) continue;
+      prefetch(static_cast<const T*>(p.residual) + place * p.residual_stride + column);
+    }
   }
 
   // A number near the row's mean, the same in all blocks: the mean of its first columns. Moments around it lose no
@@ -481,7 +502,11 @@ struct Boundary {
   }
 
   // Adds up items [begin, end) over the warps and gives the sums to all blocks of the tile.
-  __device__ void publish(float* received, int num_items, int begin, int end, int barrier) {
+  // Without has_sums it is one zero that nobody reads, which keeps the blocks in step.
+  __device__ void publish(float* received, int num_items, int begin, int end, bool has_sums,
+                          int barrier) {
+    if (!has_sums) begin = 0, end = 1;
+    const int num_parts = has_sums ? num_warps : 0;
     __syncthreads();
     if (kIsFused && threadIdx.x == 0) {
       expect_bytes(&barriers[barrier], 4 * (end - begin) * p.num_blocks);
@@ -490,7 +515,7 @@ struct Boundary {
     for (int i = begin + threadIdx.x; i < end; i += blockDim.x) {
       float total = 0.0f;
 #pragma unroll 4
-      for (int w = 0; w < num_warps; ++w) total += warp_sums[w * S::kWarpSums + i];
+      for (int w = 0; w < num_parts; ++w) total += warp_sums[w * S::kWarpSums + i];
       float* target = received + block * num_items + i;
       if constexpr (kIsFused) {
 #pragma unroll 1
@@ -663,18 +688,16 @@ struct Boundary {
   }
 
   __device__ void publish_reduced(bool is_fresh) {
-    int begin = is_fresh && (flags & kNorm) ? 0 : S::kAffine;
-    int end = S::kAffine + num_tokens * S::kReduced;
-    if (!(flags & kUpdate)) begin = 0, end = 1;  // nobody reads it; it keeps the blocks in step
-    publish(reduced, S::kItems, begin, end, 3);
+    const int begin = is_fresh && (flags & kNorm) ? 0 : S::kAffine;
+    const int end = S::kAffine + num_tokens * S::kReduced;
+    publish(reduced, S::kItems, begin, end, flags & kUpdate, 3);
   }
 
   __device__ void run_update() {
     if (flags & kUpdate) find_units();
     wait_weights(1);
     update();
-    const int end = flags & kInject ? num_tokens * S::kRank : 1;
-    publish(projected, S::kProjected, 0, end, 4);
+    publish(projected, S::kProjected, 0, num_tokens * S::kRank, flags & kInject, 4);
   }
 
   __device__ void run_inject() {
@@ -726,6 +749,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
         wait_for_previous_kernel();
       }
       work.load_activations();
+      if (end - first > 1 || work.tile_tokens > kUnitTokens) work.prefetch_next(half);
       work.run_reduce(is_fresh);
       if (is_first) wait_for_cluster();  // all blocks have started, their barriers are ready
       is_first = false;

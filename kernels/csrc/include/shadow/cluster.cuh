@@ -9,6 +9,11 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// Asks for a line to be brought to the L2 cache.
+__device__ inline void prefetch(const void* place) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(place));
+}
+
 #if __CUDA_ARCH__ >= 900
 
 __device__ inline void init_barrier(uint64_t* barrier, int num_arrivals) {
