@@ -3,7 +3,6 @@
 #   make test            all tests that need no GPU
 #   make check           lint, format, types, import contracts, architecture tests
 #   make test-gpu        tests that need an NVIDIA GPU
-#   make test-soak       minutes of load on a real server: hot swap, hostile files, crashes, schema fuzzing
 #   make test-timing     tests that compare latencies, on a machine that does nothing else
 #   make bench           decode latency of the demo with adapters as a ratio to the bare base
 #   make hooks           run the linters on each commit
@@ -14,7 +13,7 @@ VENV ?= .venv
 export VENV
 BIN := $(VENV)/bin
 
-.PHONY: help setup demo test check test-gpu test-soak test-timing bench hooks clean
+.PHONY: help setup demo test check test-gpu test-timing bench hooks clean
 .DEFAULT_GOAL := help
 
 help:
@@ -34,9 +33,6 @@ check: setup
 
 test-gpu: setup
 	@$(BIN)/python -m pytest -q -m gpu
-
-test-soak: setup
-	@$(BIN)/python -m pytest -q -m "soak and not timing"
 
 test-timing: setup
 	@$(BIN)/python -m pytest -q -m timing

@@ -4,7 +4,7 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source .ci/stages.sh
-readonly HERE="not gpu and not network and not timing and not soak"
+readonly HERE="not gpu and not network and not timing"
 
 # suite SECONDS MARKERS: no single test, its fixtures included, may take longer than SECONDS.
 suite() { "${VENV:-.venv}/bin/python" -m pytest -q --durations=5 --timeout="$1" -m "$2"; }

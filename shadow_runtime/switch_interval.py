@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import sys
 
-_SECONDS = 0.0005
+_SECONDS = 0.0001
 
 
 def shorten_switch_interval() -> None:
-    """Have threads beside an event loop or a step loop give way after half a millisecond in place of five.
+    """Have threads beside an event loop or a step loop give way after a tenth of a millisecond in place of five.
 
     Both loops let go of the interpreter several times a turn, for every write to a socket or launch on a device, and
     wait as long as this each time while a thread computes: five milliseconds are more than a step.

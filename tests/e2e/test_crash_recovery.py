@@ -14,7 +14,7 @@ import pytest
 from canary_server import CanaryServer, canary_server
 from version_canary import build_canary, canary_prompt, token_of
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.soak]
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 NAME = "hot"
 NUM_PREPARED = 40

@@ -18,7 +18,7 @@ import pytest
 from canary_server import CanaryServer, canary_server
 from hot_swap_run import HOT, SwapResult, SwapRun, SwapSettings
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.soak]
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 MAX_P99_RATIO = 1.3
 MAX_CLIENT_CORES = 0.3

@@ -16,7 +16,7 @@ from canary_server import CanaryServer, canary_server
 from engine_cast import write_tokenizer
 from malicious_adapter import CORPUS, KINDS, build_originals
 
-pytestmark = [pytest.mark.engine, pytest.mark.soak]
+pytestmark = [pytest.mark.engine]
 
 ROOT = Path(__file__).resolve().parents[2]
 MAX_GROWTH_BYTES = 16 << 20

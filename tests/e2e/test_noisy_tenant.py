@@ -11,7 +11,7 @@ import pytest
 from noisy_tenant_run import NoiseResult, NoiseRun, NoiseSettings
 from tenant_server import NUMBERS, TenantServer
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.soak]
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 SETTINGS = NoiseSettings()
 MAX_P99_RATIO = 1.3

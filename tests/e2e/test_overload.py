@@ -14,7 +14,7 @@ from noisy_tenant_run import percentiles
 from tenant_server import CROWD, NUMBERS, TenantServer
 from version_canary import canary_prompt, token_of
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.soak]
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 MAX_RUNNING, MAX_QUEUED = 32, 32
 """Of the server in conftest.py."""

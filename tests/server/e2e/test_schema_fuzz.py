@@ -10,7 +10,7 @@ from hypothesis import given
 from schema_fuzz import CHECKS, checks_of, fuzz_settings, schema_of
 from shadow_server.operation import OPERATIONS
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.soak]
+pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
 EXAMPLES = 200
 
