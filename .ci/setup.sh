@@ -48,9 +48,11 @@ find_python() {
   die "no Python 3.11, 3.12 or 3.13 found; install one, or name it: make test PYTHON=/path/to/python3"
 }
 
+cat_kernels() { find kernels/csrc -type f -print0 | sort -z | xargs -0 cat; }
+
 # Everything that decides what gets installed. The path counts because a virtual environment cannot be moved.
 fingerprint() {
-  { cat pyproject.toml .ci/setup.sh; printf '%s\n' "$PWD" "$VENV" "$1" "${PYTHON:-}"; } | sha256sum | cut -d' ' -f1
+  { cat pyproject.toml .ci/setup.sh; [[ $1 == cpu ]] || cat_kernels; printf '%s\n' "$PWD" "$VENV" "$1" "${PYTHON:-}"; } | sha256sum | cut -d' ' -f1
 }
 
 run() {
@@ -112,6 +114,16 @@ install_package() {
   pip_install -r "$VENV/engine-requirements.txt" -c "$VENV/constraints.txt" -e '.[server]' --group dev
 }
 
+# Without the compiler the Triton versions of the kernels run.
+build_kernels() {
+  if ! command -v nvcc >/dev/null && [[ ! -x ${CUDA_HOME:-/usr/local/cuda}/bin/nvcc ]]; then
+    say "no nvcc: the CUDA kernels are not built, Triton's run"
+    return
+  fi
+  say "CUDA kernels"
+  run "$VENV/bin/python" -m shadow_kernels.build
+}
+
 verify() {
   say "import check"
   run "$VENV/bin/python" - "$1" <<'PY'
@@ -141,6 +153,7 @@ install() {
   fi
   "install_${engine}_engine"
   install_package
+  if [[ $engine == gpu ]]; then build_kernels; fi
   verify "$engine"
 }
 

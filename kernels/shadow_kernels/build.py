@@ -47,9 +47,8 @@ def find_nvcc() -> Path | None:
 
 
 def find_sources() -> Path:
-    """Return the folder of the CUDA sources: beside the package in a checkout, inside it in a wheel."""
-    inside = _PACKAGE / "csrc"
-    return inside if inside.is_dir() else _PACKAGE.parent / "csrc"
+    """Return the folder of the CUDA sources: beside the package in a checkout and in the source distribution."""
+    return _PACKAGE.parent / "csrc"
 
 
 def build(output: Path = LIBRARY, architectures: Sequence[str] = ARCHITECTURES) -> bool:
@@ -68,6 +67,8 @@ def build(output: Path = LIBRARY, architectures: Sequence[str] = ARCHITECTURES) 
     nvcc = find_nvcc()
     if nvcc is None:
         raise BuildError("no nvcc in CUDA_HOME, on the PATH or in /usr/local/cuda")
+    if not find_sources().is_dir():
+        raise BuildError("a wheel holds no CUDA sources; build in a checkout")
     stamp = output.with_suffix(".stamp")
     wanted = _fingerprint(nvcc, architectures)
     if output.exists() and stamp.exists() and stamp.read_text() == wanted:
