@@ -106,21 +106,30 @@ class Catalog:
         """
         with self._database.write() as connection:
             revision = writer.lock_revision(connection)
-            record = reader.find_adapter(connection, name)
-            if record is not None and not record.is_deleted:
-                current = _current(record)
-                if current.digest == artifact.digest:
-                    return Published(record, current, is_new=False)
-                if not can_replace:
-                    raise AdapterExistsError(f"The adapter '{name.display}' has other bytes.")
-            if quota is not None:
-                is_new_name = record is None or record.is_deleted
-                _check_quota(connection, name.tenant, artifact, quota, is_new_name=is_new_name)
+            unchanged = _check_publish(connection, name, artifact, can_replace, quota)
+            if unchanged is not None:
+                return unchanged
             writer.add_artifact(connection, artifact)
             writer.add_version(
                 connection, name, artifact.digest, "publish", source, revision=revision + 1
             )
             return _published(connection, name)
+
+    def check_publish(
+        self,
+        name: AdapterName,
+        artifact: ArtifactRecord,
+        *,
+        can_replace: bool = True,
+        quota: CatalogQuota | None = None,
+    ) -> None:
+        """Raise what `publish` would raise now; what it does later is decided then.
+
+        Raises:
+            AdapterExistsError, QuotaError: as there.
+        """
+        with self._database.read() as connection:
+            _check_publish(connection, name, artifact, can_replace, quota)
 
     def rollback(self, name: AdapterName, version: int | None = None) -> Published:
         """Bind `name` to the bytes of an earlier version, as its next version.
@@ -235,6 +244,27 @@ def _reread(connection: Connection, name: AdapterName) -> AdapterRecord:
 
 def _current(record: AdapterRecord) -> VersionRecord:
     return next(v for v in record.versions if v.version == record.current)
+
+
+def _check_publish(
+    connection: Connection,
+    name: AdapterName,
+    artifact: ArtifactRecord,
+    can_replace: bool,
+    quota: CatalogQuota | None,
+) -> Published | None:
+    """Return what a publish leaves as it is, None when it would change something; raises when it may not."""
+    record = reader.find_adapter(connection, name)
+    if record is not None and not record.is_deleted:
+        current = _current(record)
+        if current.digest == artifact.digest:
+            return Published(record, current, is_new=False)
+        if not can_replace:
+            raise AdapterExistsError(f"The adapter '{name.display}' has other bytes.")
+    if quota is not None:
+        is_new_name = record is None or record.is_deleted
+        _check_quota(connection, name.tenant, artifact, quota, is_new_name=is_new_name)
+    return None
 
 
 def _published(connection: Connection, name: AdapterName) -> Published:

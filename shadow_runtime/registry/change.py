@@ -26,7 +26,6 @@ from shadow_runtime.catalog.record import (
     VersionRecord,
 )
 from shadow_runtime.errors import (
-    AdapterExistsError,
     AdapterLoadingError,
     AdapterNotFoundError,
     CapacityError,
@@ -110,7 +109,7 @@ class AdapterChanges:
                 # First: while the database is down nothing is read, loaded or evicted for nothing.
                 await self._follower.sync()
                 manifest = await _validate(staged, validator, asked.report)
-                self._check_replaceable(asked, manifest.digest)
+                await self._check_allowed(asked, manifest)
                 manifest, stored = await self._shelf.keep(staged, manifest)
                 has_config = stored.backbone_config is not None
                 artifact = ArtifactRecord(manifest, stored.num_bytes, has_config)
@@ -126,11 +125,19 @@ class AdapterChanges:
         finally:
             await asyncio.to_thread(staged.discard)
 
-    def _check_replaceable(self, asked: PublishRequest, digest: str) -> None:
-        # The catalog decides; this only saves the load of what it would refuse.
-        current = self._bindings.find_current(asked.name)
-        if current is not None and current.digest != digest and not asked.can_replace:
-            raise AdapterExistsError(f"The adapter '{asked.name.display}' has other bytes.")
+    async def _check_allowed(self, asked: PublishRequest, manifest: AdapterManifest) -> None:
+        # The publishing transaction decides. This keeps what it would refuse from disk and engine, where it might cost
+        # other tenants' adapters their places.
+        has_config = asked.staged.backbone_config is not None
+        artifact = ArtifactRecord(manifest, asked.staged.num_bytes, has_config)
+        check = functools.partial(
+            self._catalog.check_publish,
+            asked.name,
+            artifact,
+            can_replace=asked.can_replace,
+            quota=asked.quota,
+        )
+        await self._threads.run(check)
 
     async def rollback(self, name: AdapterName, version: int | None) -> PublishOutcome:
         """See `AdapterRegistry.rollback`."""

@@ -348,7 +348,7 @@ class RegistryWorld:
         return [path.name for path in (self.store.root / "staging").iterdir()]
 
 
-async def until(condition: Callable[[], bool], within_seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], within_seconds: float = 20.0) -> None:
     """Wait for something that happens by itself; raises TimeoutError when it does not."""
     async with asyncio.timeout(within_seconds):
         while not condition():  # noqa: ASYNC110 - what is waited for knows nothing of the test

@@ -169,10 +169,27 @@ async def test_a_refused_replacement_is_neither_loaded_nor_committed(world):
     assert world.registry.get(A).digest == ONE
 
 
-async def test_a_publish_over_the_quota_leaves_nothing_in_the_engine(world):
+@pytest.mark.parametrize("quota", [CatalogQuota(max_adapters=1), CatalogQuota(max_stored_bytes=1)])
+async def test_a_publish_over_the_quota_reaches_neither_engine_nor_store(world, quota):
     await world.publish("a", "one")
     with pytest.raises(QuotaError):
-        await world.publish("b", "two", quota=CatalogQuota(max_adapters=1))
+        await world.publish("b", "two", quota=quota)
+    assert not world.registry.has(B)
+    assert world.loader.num_calls("load") == 1
+    assert world.loader.held.keys() == {ONE}
+    assert world.store.find(TWO) is None
+    assert world.staged_names() == []
+
+
+async def test_a_publish_that_is_over_the_quota_only_in_the_end_leaves_nothing_in_the_engine(world):
+    world.loader.gates[TWO] = asyncio.Event()
+    publishing = asyncio.create_task(world.publish("b", "two", quota=CatalogQuota(max_adapters=1)))
+    await until(lambda: world.loader.num_calls("load") == 1)
+    # Meanwhile the tenant's last place goes to another name.
+    await world.publish("a", "one")
+    world.loader.gates[TWO].set()
+    with pytest.raises(QuotaError):
+        await publishing
     assert not world.registry.has(B)
     await until(lambda: world.loader.held.keys() == {ONE})
 
