@@ -57,7 +57,7 @@ class StepSegments:
     Attributes:
         adapter_slots: (max_tokens,) int32 in [-1, num_adapter_slots), on `device`; -1 beyond the step's tokens.
         token_order: (max_tokens,) int32, on `device`; the first `num_adapter_tokens` entries are the indices of the
-            tokens with an adapter, stably sorted by slot; the rest is -1 and never read.
+            tokens with an adapter, stably sorted by slot; the rest is -1, which kernels may look at and leave.
         slot_starts: (num_adapter_slots + 1,) int32, on `device`; slot a owns
             token_order[slot_starts[a]:slot_starts[a + 1]].
         tiles: (max_tiles(max_tokens, num_adapter_slots), 2) int32, on `device`; rows [slot, start] in ascending order,
