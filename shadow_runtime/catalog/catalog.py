@@ -90,6 +90,7 @@ class Catalog:
         source: str,
         can_replace: bool = True,
         quota: CatalogQuota | None = None,
+        max_versions: int | None = None,
     ) -> Published:
         """Bind `name` to an artifact, as its next version; nothing changes when it is bound to that digest already.
 
@@ -98,7 +99,8 @@ class Catalog:
             artifact: what was validated; kept as it is when the database has that digest from another publish.
             source: where the bytes came from, for people.
             can_replace: whether a name that has other bytes may get these.
-            quota: what the tenant may have; checked in the same transaction.
+            quota: what the tenant may have; checked in the same transaction, before old versions are forgotten.
+            max_versions: how many of the newest versions stay, 2 or more; None keeps all.
 
         Raises:
             AdapterExistsError: `name` has other bytes and `can_replace` is False.
@@ -111,7 +113,13 @@ class Catalog:
                 return unchanged
             writer.add_artifact(connection, artifact)
             writer.add_version(
-                connection, name, artifact.digest, "publish", source, revision=revision + 1
+                connection,
+                name,
+                artifact.digest,
+                "publish",
+                source,
+                revision=revision + 1,
+                max_versions=max_versions,
             )
             return _published(connection, name)
 
@@ -131,12 +139,15 @@ class Catalog:
         with self._database.read() as connection:
             _check_publish(connection, name, artifact, can_replace, quota)
 
-    def rollback(self, name: AdapterName, version: int | None = None) -> Published:
+    def rollback(
+        self, name: AdapterName, version: int | None = None, *, max_versions: int | None = None
+    ) -> Published:
         """Bind `name` to the bytes of an earlier version, as its next version.
 
         Args:
             name: not deleted.
             version: whose bytes; None for the newest before the current one with other bytes than that.
+            max_versions: as in `publish`.
 
         Raises:
             AdapterNotFoundError: no such name or version, or no earlier one with other bytes.
@@ -148,7 +159,13 @@ class Catalog:
             if target.digest == _current(record).digest:
                 return Published(record, _current(record), is_new=False)
             writer.add_version(
-                connection, name, target.digest, "rollback", target.source, revision=revision + 1
+                connection,
+                name,
+                target.digest,
+                "rollback",
+                target.source,
+                revision=revision + 1,
+                max_versions=max_versions,
             )
             return _published(connection, name)
 

@@ -51,8 +51,9 @@ def add_version(
     source: str,
     *,
     revision: int,
+    max_versions: int | None = None,
 ) -> None:
-    """Bind a name, new, known or deleted, to a digest as its next version."""
+    """Bind a name, new, known or deleted, to a digest as its next version, and forget all but the newest versions."""
     last = connection.execute(select(adapters.c.last_version).where(_is(name))).scalar_one_or_none()
     version = 1 if last is None else last + 1
     binding = {
@@ -78,19 +79,14 @@ def add_version(
             created_at_unix=int(datetime.now(UTC).timestamp()),
         )
     )
+    if max_versions is not None:
+        _forget_versions(connection, name, last_version=version - max_versions)
     _set_revision(connection, revision)
 
 
 def delete_adapter(connection: Connection, name: AdapterName, *, revision: int) -> None:
-    """Forget the versions of a name, and the artifacts that no version of any name has then."""
-    mine = and_(versions.c.tenant == name.tenant, versions.c.name == name.name)
-    digests = connection.execute(select(versions.c.digest).where(mine).distinct()).scalars().all()
-    connection.execute(delete(versions).where(mine))
-    connection.execute(
-        delete(artifacts).where(
-            artifacts.c.digest.in_(digests), artifacts.c.digest.not_in(select(versions.c.digest))
-        )
-    )
+    """Forget all versions of a name."""
+    _forget_versions(connection, name)
     _set_adapter(connection, name, revision, is_deleted=True, is_pinned=False)
 
 
@@ -99,6 +95,24 @@ def set_pinned(
 ) -> None:
     """Pin a name or unpin it."""
     _set_adapter(connection, name, revision, is_pinned=is_pinned)
+
+
+def _forget_versions(
+    connection: Connection, name: AdapterName, last_version: int | None = None
+) -> None:
+    """Forget versions up to the last one named, and the artifacts that no version of any name has then."""
+    old = and_(versions.c.tenant == name.tenant, versions.c.name == name.name)
+    if last_version is not None:
+        old = and_(old, versions.c.version <= last_version)
+    digests = connection.execute(select(versions.c.digest).where(old).distinct()).scalars().all()
+    if not digests:
+        return
+    connection.execute(delete(versions).where(old))
+    connection.execute(
+        delete(artifacts).where(
+            artifacts.c.digest.in_(digests), artifacts.c.digest.not_in(select(versions.c.digest))
+        )
+    )
 
 
 def _set_adapter(connection: Connection, name: AdapterName, revision: int, **flags: bool) -> None:

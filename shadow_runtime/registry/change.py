@@ -85,6 +85,7 @@ class AdapterChanges:
         follower: CatalogFollower,
         background: Background,
         publish_wait_seconds: float,
+        max_versions: int | None,
     ) -> None:
         self._catalog = catalog
         self._threads = threads
@@ -95,6 +96,7 @@ class AdapterChanges:
         self._follower = follower
         self._background = background
         self._publish_wait_seconds = publish_wait_seconds
+        self._max_versions = max_versions
         self._names = KeyedLock()
 
     # Publish ---------------------------------------------------------------------------------------------------
@@ -120,6 +122,7 @@ class AdapterChanges:
                     source=staged.source,
                     can_replace=asked.can_replace,
                     quota=asked.quota,
+                    max_versions=self._max_versions,
                 )
                 return await self._make(name, manifest, commit, asked.report, asked.should_wait)
         finally:
@@ -144,7 +147,9 @@ class AdapterChanges:
         async with self._names.hold(name):
             record = await self._get_fresh_record(name)
             target = self._find_rollback_target(record, version)
-            commit = functools.partial(self._catalog.rollback, name, target.version)
+            commit = functools.partial(
+                self._catalog.rollback, name, target.version, max_versions=self._max_versions
+            )
             return await self._make(name, target.artifact.manifest, commit, report_nothing, True)
 
     def _find_rollback_target(self, record: AdapterRecord, version: int | None) -> VersionRecord:

@@ -210,6 +210,7 @@ class RegistrySettings:
         max_concurrent_loads: digests that are read at once.
         poll_seconds: how often other servers' changes are looked for.
         retry_failed_seconds: how soon after a failed load a request may try again.
+        max_versions: how many of the newest versions of each name are kept; None keeps all. 2 or more.
         collect_after_seconds: how long bytes that no version names stay in the store, for other servers' requests.
     """
 
@@ -220,4 +221,5 @@ class RegistrySettings:
     max_concurrent_loads: int = 2
     poll_seconds: float = 0.5
     retry_failed_seconds: float = 1.0
+    max_versions: int | None = None
     collect_after_seconds: float = 60.0

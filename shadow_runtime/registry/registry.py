@@ -97,6 +97,7 @@ class AdapterRegistry:
             follower=self._follower,
             background=self._background,
             publish_wait_seconds=self.settings.publish_wait_seconds,
+            max_versions=self.settings.max_versions,
         )
         self._is_started = False
 

@@ -184,6 +184,7 @@ async def _open_registry(
         max_host_adapters=plan.config.max_host_adapters,
         max_host_bytes=options.max_host_bytes,
         adapter_wait_seconds=options.adapter_wait_seconds,
+        max_versions=options.max_versions,
     )
     logger.info("Adapters are registered and stored in %s", args.state_dir)
     return await open_registry(

@@ -131,6 +131,13 @@ def _add_storage_options(group: _ArgumentGroup) -> None:
         help="Database of the registry, shared by replicas: postgresql://... Default: SQLite in the state directory.",
     )
     group.add_argument(
+        "--max-versions",
+        type=_positive_int,
+        default=LifecycleOptions().max_versions,
+        metavar="N",
+        help="Versions of each name that are kept, 2 or more; a publish forgets the oldest. Default: %(default)s.",
+    )
+    group.add_argument(
         "--max-host-bytes",
         type=_positive_int,
         metavar="BYTES",
@@ -155,6 +162,7 @@ class LifecycleOptions:
         adapter_wait_seconds: how long a request waits for an adapter that is not in memory.
         max_adapter_wait_seconds: how long a request waits for its adapter's turn in a slot.
         max_host_bytes: host memory of all held adapters, None without a bound.
+        max_versions: how many of the newest versions of each name are kept.
         validation_seconds, validation_bytes: bounds of one adapter's check.
     """
 
@@ -163,6 +171,7 @@ class LifecycleOptions:
     adapter_wait_seconds: float = 30.0
     max_adapter_wait_seconds: float = 5.0
     max_host_bytes: int | None = None
+    max_versions: int = 100
     validation_seconds: float = 60.0
     validation_bytes: int = 8 << 30
 
@@ -253,6 +262,7 @@ def _refusals(args: Namespace) -> list[str]:
     checks = {
         "--lora-modules: ShadowPEFT adapters are named with --adapter": args.lora_modules,
         "--grpc: only HTTP is served": args.grpc,
+        "--max-versions: a rollback needs at least 2": args.max_versions < 2,
         "--headless: every node needs its API server": args.headless,
         "--api-server-count: one API process holds the adapter names": (
             args.api_server_count not in (None, 1)

@@ -57,6 +57,41 @@ def test_record_comes_back_as_it_was_written(catalog, open_catalog):
     assert published.version.artifact == artifact
 
 
+def test_only_the_newest_versions_are_kept(catalog):
+    for seed in (1, 2, 3):
+        publish(catalog, SUPPORT, seed, max_versions=3)
+    publish(catalog, LEGAL, 2)
+
+    published = publish(catalog, SUPPORT, 4, max_versions=3)
+    assert [v.version for v in published.record.versions] == [2, 3, 4]
+    assert published.record.current == 4
+    published = publish(catalog, SUPPORT, 5, max_versions=2)
+    assert [v.version for v in published.record.versions] == [4, 5]
+
+    # Version 2 of one name is gone, its bytes are version 1 of another.
+    assert catalog.referenced_digests() == {digest_of(seed) for seed in (2, 4, 5)}
+    assert catalog.usage("acme") == CatalogUsage(2, 300)
+    with pytest.raises(AdapterNotFoundError):
+        catalog.rollback(SUPPORT, 3)
+    assert catalog.changes_since(0).adapters[-1].versions == published.record.versions
+
+
+def test_a_rollback_forgets_old_versions_too(catalog):
+    for seed in (1, 2):
+        publish(catalog, SUPPORT, seed)
+    record = catalog.rollback(SUPPORT, 1, max_versions=2).record
+    # The bytes of version 1 are still there, as version 3.
+    assert [(v.version, v.digest) for v in record.versions] == [
+        (2, digest_of(2)),
+        (3, digest_of(1)),
+    ]
+    record = catalog.rollback(SUPPORT, max_versions=2).record
+    assert [(v.version, v.digest) for v in record.versions] == [
+        (3, digest_of(1)),
+        (4, digest_of(2)),
+    ]
+
+
 def test_creation_time_is_now(catalog):
     before = publish(catalog, LEGAL, 1).version.created_at_unix
     after = publish(catalog, SUPPORT, 1).version.created_at_unix

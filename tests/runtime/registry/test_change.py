@@ -169,6 +169,22 @@ async def test_a_refused_replacement_is_neither_loaded_nor_committed(world):
     assert world.registry.get(A).digest == ONE
 
 
+async def test_a_version_that_is_forgotten_leaves_when_its_last_request_ends(open_world):
+    world = await open_world(max_versions=2)
+    await world.publish("a", "one")
+    lease = await world.registry.lease(A)
+    await world.publish("a", "two")
+    assert (await world.publish("a", "three")).entry.version == 3
+    with pytest.raises(AdapterNotFoundError):
+        await world.registry.lease(A, 1)
+    assert lease.entry.version == 1
+    await turns()
+    assert ONE in world.loader.held, "a request runs on it"
+    lease.release()
+    await until(lambda: ONE not in world.loader.held)
+    assert (await world.registry.rollback(A)).entry.digest == TWO
+
+
 @pytest.mark.parametrize("quota", [CatalogQuota(max_adapters=1), CatalogQuota(max_stored_bytes=1)])
 async def test_a_publish_over_the_quota_reaches_neither_engine_nor_store(world, quota):
     await world.publish("a", "one")
