@@ -6,8 +6,8 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -93,13 +93,25 @@ def canary_server(
     if tenants_file is not None:
         words += ["--tenants-file", str(tenants_file)]
     words += ["--state-dir", str(state), *engine_options, *options]
-    # The server inherits them; nothing else in this process reads them.
-    for name, value in ENVIRONMENT.items():
-        os.environ.setdefault(name, value)
     process = ServerProcess(words, "127.0.0.1", free_port(), directory / "server.log")
-    with process:
+    with ExitStack() as stack:
+        # Only the server inherits them: another engine with another number of threads rounds otherwise.
+        with _variables(ENVIRONMENT):
+            stack.enter_context(process)
         process.wait_until_ready(START_SECONDS)
         yield CanaryServer(process, Path(words[0]), root, state, tenants_file)
+
+
+@contextmanager
+def _variables(defaults: Mapping[str, str]) -> Iterator[None]:
+    """Set environment variables that are not set, for as long as the block runs."""
+    added = [name for name in defaults if name not in os.environ]
+    os.environ.update({name: defaults[name] for name in added})
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
 
 
 def _prepare(
