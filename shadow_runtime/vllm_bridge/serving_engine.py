@@ -230,6 +230,14 @@ class VllmEngine:
             return fields.validate_python(body)
         except ValidationError as error:
             raise RequestValidationError(error.errors()) from None
+        except (AttributeError, IndexError, KeyError, TypeError):
+            # vLLM's own validators look into fields before anybody has looked at their type.
+            problem = {
+                "type": "value_error",
+                "loc": ("body",),
+                "msg": "a field has a value of the wrong type",
+            }
+            raise RequestValidationError([problem]) from None
 
     async def _answer(self, handler: Any, asked: Any, request: Request) -> Response:
         if self._is_stopping:

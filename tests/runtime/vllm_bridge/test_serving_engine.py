@@ -176,6 +176,19 @@ async def test_what_a_client_sends_is_validated_as_its_own(monkeypatch, wrong):
         await called(monkeypatch, make_engine(), "complete", {"prompt": "hi"} | wrong)
 
 
+@pytest.mark.parametrize("value", [[], [[]], "json", 1, True, 0.5])
+@pytest.mark.parametrize("method", ["complete", "chat"])
+async def test_fields_that_vllms_validators_stumble_over_are_the_clients_mistake(
+    monkeypatch, method, value
+):
+    body = {"prompt": "hi"} if method == "complete" else {"messages": MESSAGES}
+    with pytest.raises(RequestValidationError):
+        await called(monkeypatch, make_engine(), method, body | {"structured_outputs": value})
+    if method == "chat":
+        with pytest.raises(RequestValidationError):
+            await called(monkeypatch, make_engine(), method, {"messages": 7})
+
+
 async def test_a_name_that_nobody_leased_never_reaches_vllm(monkeypatch):
     with pytest.raises(ValueError, match="neither a leased adapter nor the base"):
         await called(monkeypatch, make_engine(), "complete", {"prompt": "hi", "model": "math"})

@@ -52,6 +52,8 @@ HOSTILE = [
     {"request_id": "x" * 100_000},
     {"prompt_embeds": "AAAA"},
     {"structured_outputs": {"regex": "("}},
+    {"structured_outputs": [[], {"choice": 1}]},
+    {"structured_outputs": "json"},
     {
         "response_format": {
             "type": "json_schema",
