@@ -30,3 +30,11 @@ def test_base_that_cannot_be_read_is_one_line(serve, tmp_path, capsys, model, to
 def test_name_clash_is_one_line(serve, capsys):
     assert serve("base", "--adapter", "a=x", "--adapter", "a=y") == 1
     assert capsys.readouterr().err == "shadowserve serve: the name 'a' is given twice\n"
+
+
+@pytest.mark.parametrize(("asked", "seconds"), [(None, 75), ("9", 9)])
+def test_idle_connections_outlive_those_of_proxies(monkeypatch, asked, seconds):
+    monkeypatch.delenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", raising=False)
+    if asked is not None:
+        monkeypatch.setenv("VLLM_HTTP_TIMEOUT_KEEP_ALIVE", asked)
+    assert serving._keep_alive_seconds() == seconds
