@@ -189,8 +189,8 @@ def prepare(options: argparse.Namespace, work: Path) -> tuple[Path, list[Path], 
         arguments |= {"dtype": "float32", "enforce_eager": True, "block_size": 32}
     else:
         arguments |= {"dtype": "bfloat16", "gpu_memory_utilization": 0.85}
-        # Each takes seconds to capture, and no step has more requests than there are clients.
-        sizes = [size for size in (1, 2, 4, 8, 16, 32, 64, 128) if size <= 2 * options.clients]
+        # As the default has them: a step with more tokens than the largest, prompts included, runs without a graph.
+        sizes = [1, 2, 4, *range(8, 257, 8), *range(272, 513, 16)]
         arguments["compilation_config"] = {"cudagraph_capture_sizes": sizes}
     count = options.slots * options.factor
     return base, [write_adapter(base, work / f"a{i}", i) for i in range(count)], arguments
@@ -210,7 +210,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--new-tokens", type=int, default=64, help="mean; uniform from half of it")
     parser.add_argument("--max-wait", type=float, default=5.0)
-    parser.add_argument("--quantum", type=int, default=1024, help="tokens of a turn")
+    parser.add_argument("--quantum", type=int, default=4096, help="tokens of a turn")
     parser.add_argument("--repeats", type=int, default=3, help="runs of each case, in turns")
     parser.add_argument("--warmup-seconds", type=float, default=5.0)
     parser.add_argument("--seconds", type=float, default=20.0)

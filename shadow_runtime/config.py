@@ -66,7 +66,7 @@ class ShadowConfig:
     max_host_adapters: int = 256
     max_pinned_adapters: int = 0
     max_adapter_wait_seconds: float = 5.0
-    adapter_quantum_tokens: int = 1024
+    adapter_quantum_tokens: int = 4096
     limits: AdapterLimits = field(default_factory=AdapterLimits)
 
     def __post_init__(self) -> None:

@@ -4,7 +4,7 @@ Runs in: engine core. Imports neither torch nor vllm.
 
 With N adapters on S slots an adapter is in one of three states while N > S:
 
-    waiting ── gets a free slot ──> open ── others wait; credit used up, or a deadline nears ──> draining
+    waiting ── gets a free slot ──> open ── credit used up, a crowd waits, a deadline nears ──> draining
        ^                             │                                                             │
        └──── preempted: a deadline is due, or too much overdrawn ──┴── its last running request ended ──┘
 
@@ -12,6 +12,9 @@ With N adapters on S slots an adapter is in one of three states while N > S:
 takes one. A new round starts when nobody who waits has credit left, so over a long contention tokens are shared by
 weight, and what a turn overshoots is a debt. Whoever holds a slot, is `OVERDRAFT_ROUNDS` in debt and has shown progress
 is preempted when somebody with credit waits. No slot stays free while an adapter waits.
+
+**Crowds.** A holder drains too while `CROWD_FACTOR` times its requests wait for an adapter with credit: a step costs
+about the same for few requests as for many, so the slot is worth more to them.
 
 **Ageing.** With M adapters waiting, the last gets its turn after G = ceil(M / S) changes of the guard. So that each
 change has its time, the adapter at place k of the queue expects slots to move `max_wait * (1 - (k // S) / G)` after it
@@ -46,6 +49,9 @@ OVERDRAFT_ROUNDS = 2
 MAX_SAVED_ROUNDS = 4
 """Rounds of credit that an adapter can save up while it uses less than its share."""
 
+CROWD_FACTOR = 3
+"""Times as many requests wait for an adapter as one that holds a slot has in all: then the one lets the other in."""
+
 
 class Demand(NamedTuple):
     """What one adapter wants in this step.
@@ -55,14 +61,14 @@ class Demand(NamedTuple):
         weight: share that it is owed; 1 is the mean.
         num_running: its running requests.
         running_tokens: tokens computed so far for its running requests; read when a contention begins.
-        has_waiting: whether a request of it could start.
+        num_waiting: its waiting requests; 0 when none of them could start.
     """
 
     adapter: int
     weight: float
     num_running: int
     running_tokens: int
-    has_waiting: bool
+    num_waiting: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +86,15 @@ class Decision:
     preempted: frozenset[int]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class _Account:
     """One adapter during a contention; `waiting_since` is when a request of it first had to wait for a turn."""
 
     credit: float
     weight: float
     is_busy: bool = True
-    is_running: bool = False
-    has_waiting: bool = False
+    num_running: int = 0
+    num_waiting: int = 0
     waiting_since: float = math.inf
     has_slot: bool = False
     is_draining: bool = False
@@ -98,11 +104,24 @@ class _Account:
         """Credit for weight 1: who has least is the most over-served."""
         return self.credit / self.weight
 
+    @property
+    def is_running(self) -> bool:
+        return self.num_running > 0
+
+    @property
+    def has_waiting(self) -> bool:
+        return self.num_waiting > 0
+
+    @property
+    def size(self) -> int:
+        """Its unfinished requests."""
+        return self.num_running + self.num_waiting
+
     def begin_turn(self) -> None:
         self.has_slot, self.is_draining, self.waiting_since = True, False, math.inf
 
     def end_turn(self) -> None:
-        self.has_slot, self.is_draining, self.is_running = False, False, False
+        self.has_slot, self.is_draining = False, False
 
     def wait_from(self, now: float) -> None:
         self.waiting_since = min(self.waiting_since, now)
@@ -187,11 +206,11 @@ class FairShare:
                 credit = demand.weight * self._quantum - demand.running_tokens
                 account = self._accounts[demand.adapter] = _Account(credit, demand.weight)
             account.weight, account.is_busy = demand.weight, True
-            account.is_running, account.has_waiting = demand.num_running > 0, demand.has_waiting
+            account.num_running, account.num_waiting = demand.num_running, demand.num_waiting
             self._settle(account, now)
         for adapter in idle:
             account = self._accounts[adapter]
-            account.is_busy = account.is_running = account.has_waiting = False
+            account.is_busy, account.num_running, account.num_waiting = False, 0, 0
             self._settle(account, now)
 
     @staticmethod
@@ -278,13 +297,34 @@ class FairShare:
         for adapter, account in holders:
             if len(preempted) < num_leaving and may_preempt(adapter):
                 account.end_turn()
-                account.has_waiting = True
+                account.num_running, account.num_waiting = 0, account.size
                 account.wait_from(now)
                 preempted.append(adapter)
         return preempted
 
     def _drain(self, waiting: list[_Account], now: float) -> None:
         """Close as many holders as must leave, never more than wait; who drains goes on draining."""
+        holders = self._holders(now)
+        if waiting and not any(self._has_claim(s, now) for s in waiting):
+            self._top_up(holders)
+        holders.sort(key=lambda s: not s.is_draining)
+        num_exhausted = sum(s.credit <= 0 for s in holders)
+        num_ending = max(num_exhausted, sum(s.is_draining for s in holders))
+        outnumbered = self._outnumbered(holders[num_ending:], waiting, num_ending, now)
+        leaving = holders[:num_ending] + outnumbered
+        num_due = self._num_due(waiting, DRAIN_FRACTION, now)
+        num_leaving = min(len(waiting), max(len(leaving), num_due))
+        staying = [account for account in holders if account not in leaving]
+        for place, account in enumerate(leaving + staying):
+            if place >= num_leaving:
+                account.begin_turn()
+            else:
+                account.is_draining = True
+                if account.has_waiting:
+                    account.wait_from(now)
+
+    def _holders(self, now: float) -> list[_Account]:
+        """Return who runs and may have to leave, the most over-served first."""
         holders = []
         for _, account in self._running_by_level():
             if now - account.waiting_since >= PREEMPT_FRACTION * self._max_wait:
@@ -292,19 +332,22 @@ class FairShare:
                 account.begin_turn()
             else:
                 holders.append(account)
-        if waiting and not any(self._has_claim(s, now) for s in waiting):
-            self._top_up(holders)
-        num_exhausted = sum(account.credit <= 0 for account in holders)
-        num_draining = sum(account.is_draining for account in holders)
-        num_due = self._num_due(waiting, DRAIN_FRACTION, now)
-        num_leaving = min(len(waiting), max(num_exhausted, num_draining, num_due))
-        for place, account in enumerate(sorted(holders, key=lambda s: not s.is_draining)):
-            if place >= num_leaving:
-                account.begin_turn()
-            else:
-                account.is_draining = True
-                if account.has_waiting:
-                    account.wait_from(now)
+        return holders
+
+    def _outnumbered(
+        self, holders: list[_Account], waiting: list[_Account], num_ending: int, now: float
+    ) -> list[_Account]:
+        """Return the holders whose slots would serve many more requests of somebody who waits.
+
+        Args:
+            holders: whose turns go on.
+            waiting: who waits; only those with a claim drive anybody out.
+            num_ending: turns that end anyway, to the advantage of as many of the largest crowds.
+            now: seconds.
+        """
+        crowds = sorted((s.num_waiting for s in waiting if self._has_claim(s, now)), reverse=True)
+        pairs = zip(sorted(holders, key=lambda s: s.size), crowds[num_ending:], strict=False)
+        return [holder for holder, crowd in pairs if crowd >= CROWD_FACTOR * holder.size]
 
     def _top_up(self, holders: list[_Account]) -> None:
         """Begin a round when a holder has used its credit up and nobody who waits has any."""

@@ -44,7 +44,7 @@ class SlotOptions:
     max_host_adapters: int = 256
     max_pinned_adapters: int = 2
     max_adapter_wait_seconds: float = 5.0
-    adapter_quantum_tokens: int = 1024
+    adapter_quantum_tokens: int = 4096
 
     @property
     def names_implicit_class(self) -> bool:

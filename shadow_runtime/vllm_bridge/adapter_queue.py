@@ -64,6 +64,10 @@ class AdapterQueue(RequestQueue):
         queue: Any = self._lanes.get(lane, ())
         return getattr(queue, "_heap", queue)
 
+    def num_requests_of(self, lane: int) -> int:
+        """Return how many requests of an adapter wait."""
+        return len(self._lanes.get(lane, ()))
+
     def _sort_key(self, request: Request) -> Any:
         if self._policy is SchedulingPolicy.FCFS:
             return self._places[request.request_id]

@@ -30,7 +30,7 @@ Remove the limit when vLLM counts running requests instead of scheduled ones; th
 from __future__ import annotations
 
 import time
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -135,14 +135,19 @@ class _TakesTurns:
         self._lanes.restrict(decision.open, decision.starting)
 
     def _demands(self, running: defaultdict[int, list[Request]]) -> Iterator[Demand]:
-        holding_blocks = {lane_of(r) for r in self.kv_holding_waiting if self._could_start(r)}
+        holding_blocks = Counter(
+            lane_of(r) for r in self.kv_holding_waiting if self._could_start(r)
+        )
         for adapter, weight in self._census.weights().items():
             requests = running.get(adapter, ())
-            has_waiting = adapter in holding_blocks or any(
-                map(self._could_start, self._lanes.requests_of(adapter))
-            )
+            num_waiting = holding_blocks[adapter] + self._num_waiting(adapter)
             num_tokens = sum(r.num_computed_tokens for r in requests)
-            yield Demand(adapter, weight, len(requests), num_tokens, has_waiting)
+            yield Demand(adapter, weight, len(requests), num_tokens, num_waiting)
+
+    def _num_waiting(self, adapter: int) -> int:
+        """Return the length of an adapter's lane, 0 when nothing in it could start; looks at few of its requests."""
+        could_start = any(map(self._could_start, self._lanes.requests_of(adapter)))
+        return self._lanes.num_requests_of(adapter) if could_start else 0
 
     def _could_start(self, request: Request) -> bool:
         """Whether nothing but its adapter's turn keeps a request from starting."""

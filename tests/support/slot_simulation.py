@@ -91,7 +91,7 @@ class SlotSimulation:
                 weight=lane.weight,
                 num_running=len(lane.running),
                 running_tokens=sum(work.num_generated for work in lane.running),
-                has_waiting=bool(lane.waiting),
+                num_waiting=len(lane.waiting),
             )
             for adapter, lane in active.items()
         ]
