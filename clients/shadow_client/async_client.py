@@ -1,0 +1,323 @@
+"""The asynchronous client: `shadow_client.client` with `await`; a test compares the two.
+
+async with AsyncClient("http://localhost:8000") as client:
+    answer = await client.completions.create("2 + 2 =", adapter="math", max_tokens=8)
+    async with await client.completions.stream("2 + 2 =", adapter="math") as stream:
+        async for chunk in stream:
+            print(chunk.text, end="")
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Unpack
+
+import anyio
+import httpx
+
+from shadow_client import call
+from shadow_client.adapter import Adapter, AdapterVersion, Deletion, Hub, Model, Validation
+from shadow_client.client import KEY_VARIABLE, LOAD_SECONDS, URL_VARIABLE
+from shadow_client.error import UnavailableError
+from shadow_client.generation import (
+    ChatCompletion,
+    ChatOptions,
+    Completion,
+    CompletionOptions,
+    Message,
+    Prompt,
+)
+from shadow_client.retry import RetryPolicy
+from shadow_client.session import DEFAULT_URL, AsyncSession, SessionSettings
+from shadow_client.stream import AsyncStream
+from shadow_client.upload import Files, OnProgress
+from shadow_client.waiting import Patience
+
+
+class AsyncCompletions:
+    """POST /v1/completions."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def create(
+        self, prompt: Prompt, *, adapter: str | None = None, **options: Unpack[CompletionOptions]
+    ) -> Completion:
+        """Return the whole answer.
+
+        Args:
+            prompt: a text, several, or token ids.
+            adapter: `name`, `name@3` or `tenant/name`; None for the bare base model.
+            options: see `CompletionOptions`.
+        """
+        return await self._session.run(call.completion(prompt, adapter, options))
+
+    async def stream(
+        self, prompt: Prompt, *, adapter: str | None = None, **options: Unpack[CompletionOptions]
+    ) -> AsyncStream[Completion]:
+        """Return the answer piece by piece; retries only before the first piece. Arguments as `create`."""
+        asked = call.completion(prompt, adapter, options, stream=True)
+        return AsyncStream(await self._session.open(asked), asked.read)
+
+
+class AsyncChat:
+    """POST /v1/chat/completions."""
+
+    def __init__(self, session: AsyncSession) -> None:
+        self._session = session
+
+    async def create(
+        self,
+        messages: list[Message],
+        *,
+        adapter: str | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> ChatCompletion:
+        """Return the whole answer to a conversation; arguments as `AsyncCompletions.create`."""
+        return await self._session.run(call.chat(messages, adapter, options))
+
+    async def stream(
+        self,
+        messages: list[Message],
+        *,
+        adapter: str | None = None,
+        **options: Unpack[ChatOptions],
+    ) -> AsyncStream[ChatCompletion]:
+        """Return the answer piece by piece; retries only before the first piece."""
+        asked = call.chat(messages, adapter, options, stream=True)
+        return AsyncStream(await self._session.open(asked), asked.read)
+
+
+class AsyncAdapters:
+    """/v1/adapters: what a server serves beside the base model."""
+
+    def __init__(self, session: AsyncSession, sleep: Callable[[float], Awaitable[None]]) -> None:
+        self._session = session
+        self._sleep = sleep
+
+    async def list(self, *, tenant: str | None = None) -> tuple[Adapter, ...]:
+        """Return the adapters that the key may see, those that still drain included.
+
+        Args:
+            tenant: only that tenant's; an admin's key sees all.
+        """
+        found = await self._session.run(call.adapters())
+        return tuple(adapter for adapter in found if tenant in (None, adapter.tenant))
+
+    async def get(self, name: str) -> Adapter:
+        """Return the current version, or the one that `name@3` asks for."""
+        return await self._session.run(call.adapter(name))
+
+    async def versions(self, name: str) -> tuple[AdapterVersion, ...]:
+        """Return the versions, oldest first."""
+        return await self._session.run(call.versions(name))
+
+    async def publish(
+        self,
+        name: str,
+        source: Path | str | Hub,
+        *,
+        backbone_config: str | None = None,
+        can_replace: bool = True,
+        wait: bool = True,
+        on_progress: OnProgress | None = None,
+        timeout_seconds: float = LOAD_SECONDS,
+    ) -> Adapter:
+        """Publish what the server reaches itself.
+
+        Args:
+            name: of the adapter; other bytes under a known one are its next version.
+            source: a folder of the server's, below an `--adapter-root`, or a repository.
+            backbone_config: the config of an explicit shadow backbone, a file of the server's.
+            can_replace: False raises `AdapterExistsError` for a known name with other bytes.
+            wait: return when it answers, not when it is registered.
+            on_progress: told every stage.
+            timeout_seconds: between two signs of life of the server.
+        """
+        asked = call.publish(
+            name,
+            source,
+            backbone_config=backbone_config,
+            can_replace=can_replace,
+            wait=wait,
+            stream=on_progress is not None,
+            timeout_seconds=timeout_seconds,
+        )
+        return await self._finish(asked, on_progress)
+
+    async def upload(
+        self,
+        name: str,
+        files: Files,
+        *,
+        can_replace: bool = True,
+        wait: bool = True,
+        on_progress: OnProgress | None = None,
+        timeout_seconds: float = LOAD_SECONDS,
+    ) -> Adapter:
+        """Publish files of this machine: a folder that `save_pretrained` wrote, or the files; see `publish`.
+
+        They are read from the disk while they are sent. `on_progress` is told `uploading` with bytes, then the
+        server's stages.
+
+        Raises:
+            FileNotFoundError: there is no adapter at `files`.
+        """
+        asked = call.upload(
+            name,
+            files,
+            can_replace=can_replace,
+            wait=wait,
+            on_progress=on_progress,
+            timeout_seconds=timeout_seconds,
+        )
+        return await self._finish(asked, on_progress)
+
+    async def wait(self, name: str, *, timeout_seconds: float = LOAD_SECONDS) -> Adapter:
+        """Return the adapter once it is resident.
+
+        Raises:
+            AdapterNotReadyError: it failed, or the time is up.
+        """
+        patience = Patience(name, timeout_seconds)
+        while True:
+            seen = await self.get(name)
+            pause_seconds = patience.next_pause(seen)
+            if pause_seconds is None:
+                return seen
+            await self._sleep(pause_seconds)
+
+    async def validate(
+        self,
+        source: Path | str | Hub,
+        *,
+        backbone_config: str | None = None,
+        timeout_seconds: float = LOAD_SECONDS,
+    ) -> Validation:
+        """Return what the server finds in files that it reaches itself; a bad adapter is no error here."""
+        asked = call.validate(
+            source, backbone_config=backbone_config, timeout_seconds=timeout_seconds
+        )
+        return await self._session.run(asked)
+
+    async def validate_upload(
+        self,
+        files: Files,
+        *,
+        on_progress: OnProgress | None = None,
+        timeout_seconds: float = LOAD_SECONDS,
+    ) -> Validation:
+        """Return what the server finds in files of this machine; see `upload` and `validate`."""
+        asked = call.validate_upload(
+            files, on_progress=on_progress, timeout_seconds=timeout_seconds
+        )
+        return await self._session.run(asked)
+
+    async def rollback(
+        self, name: str, version: int | None = None, *, timeout_seconds: float = LOAD_SECONDS
+    ) -> Adapter:
+        """Bind a name to an earlier version's bytes, as a new version.
+
+        Args:
+            name: of the adapter.
+            version: whose bytes; None for the newest earlier one with other bytes.
+            timeout_seconds: until it answers.
+        """
+        return await self._session.run(call.rollback(name, version, timeout_seconds))
+
+    async def pin(self, name: str, *, timeout_seconds: float = LOAD_SECONDS) -> Adapter:
+        """Keep an adapter in a slot of its own."""
+        return await self._session.run(call.pin(name, timeout_seconds))
+
+    async def unpin(self, name: str) -> Adapter:
+        """Let an adapter be evicted again."""
+        return await self._session.run(call.unpin(name))
+
+    async def delete(self, name: str) -> Deletion:
+        """Delete an adapter with its versions; requests that hold it finish."""
+        return await self._session.run(call.delete(name))
+
+    async def _finish(self, asked: call.Call[Adapter], on_progress: OnProgress | None) -> Adapter:
+        if on_progress is None:
+            return await self._session.run(asked)
+        return await self._session.follow(asked, on_progress)
+
+
+class AsyncClient:
+    """A server, seen with one key. Safe to share between threads; close it, or use it in a `with`.
+
+    Args:
+        url: the server's address.
+        key: a tenant's key, None for a server without tenants.
+        timeout_seconds: between two signs of life of the server.
+        retry: see `RetryPolicy`; `RetryPolicy(max_retries=0)` for never.
+        transport: in place of the network, see `shadow_client.testing`.
+        sleep: waits between retries.
+
+    Attributes:
+        completions, chat, adapters: the routes.
+    """
+
+    def __init__(
+        self,
+        url: str = DEFAULT_URL,
+        key: str | None = None,
+        *,
+        timeout_seconds: float = 600.0,
+        retry: RetryPolicy | None = None,
+        transport: httpx.AsyncBaseTransport | None = None,
+        sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
+    ) -> None:
+        settings = SessionSettings(url, key, timeout_seconds, retry or RetryPolicy())
+        self._session = AsyncSession(settings, transport, sleep)
+        self.completions = AsyncCompletions(self._session)
+        self.chat = AsyncChat(self._session)
+        self.adapters = AsyncAdapters(self._session, sleep)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> AsyncClient:
+        """Return a client of `SHADOW_SERVER_URL` with `SHADOW_SERVER_KEY`."""
+        found = os.environ if environment is None else environment
+        return cls(found.get(URL_VARIABLE) or DEFAULT_URL, found.get(KEY_VARIABLE) or None)
+
+    def __repr__(self) -> str:
+        return f"AsyncClient({self._session.url!r})"
+
+    async def __aenter__(self) -> AsyncClient:
+        """Return itself."""
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close every connection."""
+        await self._session.close()
+
+    async def models(self) -> tuple[Model, ...]:
+        """Return what requests may have in `model`: the base and the adapters that answer."""
+        return await self._session.run(call.models())
+
+    async def is_ready(self) -> bool:
+        """Return whether requests would be served now; raises when the server does not answer at all."""
+        try:
+            await self._session.text("/health/ready")
+        except UnavailableError:
+            return False
+        return True
+
+    async def version(self) -> str:
+        """Return the engine's version."""
+        return await self._session.run(call.version())
+
+    async def metrics(self) -> str:
+        """Return the Prometheus series, as text."""
+        return await self._session.text("/metrics")
