@@ -18,19 +18,11 @@ if TYPE_CHECKING:
     from shadow_server.engine import Engine
     from shadow_server.settings import ServerSettings
 
-_USAGE = """\
-usage: shadowserve serve MODEL [--adapter NAME=PATH]... [options]   serve a base model and adapters
-       shadowserve demo [--once] [--port PORT]                      serve and try the shipped demo
-       shadowserve tenants create|set|remove|add-key|rotate|revoke|list   who may use a server
-
-`shadowserve serve --help` lists every option; any vLLM serving option is taken too.
-"""
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status (2 for a command that does not exist)."""
+    """Run the command line; returns the exit status (`shadow_server.command.exit_code.ExitCode`)."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    command = words[0] if words else "--help"
+    command = words[0] if words else None
     if command == "serve":
         from shadow_server.engine import run_engine_server
 
@@ -45,11 +37,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from shadow_server.tenancy.command import run_tenants
 
         return run_tenants(words[1:])
-    if command in ("-h", "--help"):
-        sys.stdout.write(_USAGE)
-        return 0
-    sys.stderr.write(f"shadowserve: no command {command!r} (try: shadowserve --help)\n")
-    return 2
+    from shadow_server.command import connection, root
+
+    if arguments is None:
+        connection.keep_key_out_of_the_process_list(words)
+    return root.run(words)
 
 
 def add_server_arguments(parser: ArgumentParser) -> None:

@@ -41,12 +41,11 @@ def tenants_file(tmp_path, capsys):
 
 
 def test_usage_and_unknown_commands(capsys):
-    assert main([]) == 0
+    assert main(["--help"]) == 0
     out = capsys.readouterr().out
-    assert "shadowserve serve MODEL" in out
-    assert "shadowserve tenants create" in out
+    assert {"serve", "demo", "tenants", "adapters", "chat", "top", "doctor"} <= set(out.split())
     assert main(["fly"]) == 2
-    assert capsys.readouterr().err == "shadowserve: no command 'fly' (try: shadowserve --help)\n"
+    assert "No such command 'fly'" in capsys.readouterr().err
 
 
 def test_server_options_become_settings(tmp_path):
