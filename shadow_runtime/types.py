@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 NO_ADAPTER = -1
 """Slot index of a token that belongs to no adapter."""
@@ -267,3 +267,30 @@ class RequestTag:
     tenant: str = DEFAULT_TENANT
     weight: float = 1.0
     cache_salt: str | None = None
+
+
+class RequestOrigin(NamedTuple):
+    """What a sequence in the engine is counted under.
+
+    Attributes:
+        adapter: the name that the request was started with, None for the bare base model.
+        tenant: who asks.
+    """
+
+    adapter: str | None
+    tenant: str
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceState:
+    """One sequence that the engine works on now.
+
+    Attributes:
+        origin: what it is counted under.
+        is_waiting: it has no token yet: it waits for its turn, or its prompt is being computed.
+        age_seconds: since its prompt arrived.
+    """
+
+    origin: RequestOrigin
+    is_waiting: bool
+    age_seconds: float

@@ -6,7 +6,7 @@ Runs in: API process.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -15,15 +15,17 @@ from fastapi import FastAPI
 from prometheus_client import REGISTRY, CollectorRegistry
 
 from shadow_server.admin.adapter import AdapterAdmin
+from shadow_server.admin.level import LevelRefresh
 from shadow_server.engine import Engine
 from shadow_server.error_shape import attach_errors
 from shadow_server.health import health_router
 from shadow_server.middleware.authentication import AuthenticationMiddleware
 from shadow_server.middleware.request_id import RequestIdMiddleware
 from shadow_server.observability.adapter import AdapterEvents, AdapterGauges
-from shadow_server.observability.latency import AdapterLatency
 from shadow_server.observability.rejection import RequestRejections
-from shadow_server.openai.generation import attach_generation
+from shadow_server.observability.request import RequestMetrics
+from shadow_server.observability.residency import ResidencyGauges
+from shadow_server.openai.generation import RequestLog, attach_generation
 from shadow_server.openai.models import models_router
 from shadow_server.openapi import attach_openapi
 from shadow_server.settings import ServerSettings
@@ -47,14 +49,15 @@ def build_app(
     """
     rejections = RequestRejections()
     registry.register(rejections)
-    observe_engine(engine, settings, registry)
+    requests = observe_engine(engine, settings, registry)
     admission = make_admission(settings, is_shared=tenants is not None)
     engine.observe_usage(admission.ledger)
     app = engine.create_app()
-    attach_generation(app, engine, settings, admission, rejections.count)
+    attach_generation(app, engine, settings, admission, RequestLog(rejections, requests))
     app.include_router(models_router(engine, int(datetime.now(UTC).timestamp())))
     app.include_router(AdapterAdmin(engine, settings).router())
     app.include_router(health_router(engine))
+    run_beside(app, LevelRefresh(engine.adapters).keep_fresh)
     attach_openapi(app, engine)
     if tenants is not None:
         attach_tenants(app, tenants, rejections)
@@ -64,13 +67,17 @@ def build_app(
     return app
 
 
-def observe_engine(engine: Engine, settings: ServerSettings, registry: CollectorRegistry) -> None:
+def observe_engine(
+    engine: Engine, settings: ServerSettings, registry: CollectorRegistry
+) -> RequestMetrics:
     """Show what the engine and its adapters do as series of `registry`."""
-    latency, events = AdapterLatency(settings.max_adapter_labels), AdapterEvents()
-    engine.observe_latency(latency)
+    requests = RequestMetrics(settings.max_adapter_labels, engine.sequences)
+    events = AdapterEvents()
+    engine.observe_requests(requests)
     engine.adapters.events = events
-    for collector in (latency, events, AdapterGauges(engine.adapters)):
+    for collector in (requests, events, AdapterGauges(engine.adapters), ResidencyGauges(engine)):
         registry.register(collector)
+    return requests
 
 
 def make_admission(settings: ServerSettings, *, is_shared: bool) -> Admission:
@@ -84,15 +91,20 @@ def make_admission(settings: ServerSettings, *, is_shared: bool) -> Admission:
 def attach_tenants(app: FastAPI, tenants: TenantDirectory, rejections: RequestRejections) -> None:
     """Ask for keys on every route that needs one, and follow the tenants file while the server runs."""
     app.add_middleware(AuthenticationMiddleware, keys=tenants, count_refusal=rejections.count)
+    run_beside(app, tenants.watch)
+
+
+def run_beside(app: FastAPI, work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    """Run `work` as long as the application runs; it ends by being cancelled."""
     inner = app.router.lifespan_context
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[Any]:
         async with inner(app) as state:
-            watching = asyncio.create_task(tenants.watch())
+            task = asyncio.create_task(work())
             try:
                 yield state
             finally:
-                watching.cancel()
+                task.cancel()
 
     app.router.lifespan_context = lifespan

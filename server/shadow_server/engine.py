@@ -12,6 +12,7 @@ from typing import Any, Protocol
 from fastapi import FastAPI, Request
 from starlette.responses import Response
 
+from shadow_runtime import __version__ as runtime_version
 from shadow_runtime import errors as runtime_errors
 from shadow_runtime.catalog import (
     AdapterRecord,
@@ -51,7 +52,9 @@ from shadow_runtime.types import (
     AdapterManifest,
     AdapterName,
     BackboneSpec,
+    RequestOrigin,
     RequestTag,
+    SequenceState,
     TensorReport,
     ValidationReport,
 )
@@ -75,7 +78,6 @@ __all__ = [
     "Engine",
     "EvictReason",
     "HubSource",
-    "LatencySink",
     "Lease",
     "Level",
     "LoadSource",
@@ -83,7 +85,10 @@ __all__ = [
     "PublishOutcome",
     "RegistryEvents",
     "RegistrySettings",
+    "RequestOrigin",
+    "RequestSink",
     "RequestTag",
+    "SequenceState",
     "StagedArtifact",
     "TensorReport",
     "UploadSession",
@@ -96,25 +101,31 @@ __all__ = [
     "parse_adapter",
     "run_engine_server",
     "runtime_errors",
+    "runtime_version",
 ]
 
 
-class LatencySink(Protocol):
-    """Takes the engine's latencies; every argument is as the engine's own clock measured it.
+class RequestSink(Protocol):
+    """Takes what sequences experience in the engine, as its own clocks measured it, on the event loop's thread."""
 
-    `adapter` is the name that the request was started with, None for the base model.
-    """
-
-    def observe_first_token(self, adapter: str | None, seconds: float) -> None:
-        """One prompt's first token came `seconds` after its arrival."""
+    def observe_first_token(
+        self, origin: RequestOrigin, seconds: float, queue_seconds: float
+    ) -> None:
+        """One sequence's first token came `seconds` after its arrival, of which it was queued for `queue_seconds`."""
         ...
 
-    def observe_inter_token(self, adapter: str | None, seconds: float) -> None:
+    def observe_inter_token(self, origin: RequestOrigin, seconds: float) -> None:
         """One engine step gave a running sequence output, `seconds` after its previous output."""
         ...
 
-    def observe_finished(self, adapter: str | None, seconds: float) -> None:
-        """One sequence finished, `seconds` after its arrival."""
+    def observe_tokens(
+        self, origin: RequestOrigin, num_prompt_tokens: int, num_generated_tokens: int
+    ) -> None:
+        """One output of a sequence; its prompt is counted with the first one."""
+        ...
+
+    def observe_finished(self, origin: RequestOrigin, seconds: float) -> None:
+        """One sequence finished `seconds` after its arrival."""
         ...
 
 
@@ -166,8 +177,39 @@ class Engine(Protocol):
         """
         ...
 
-    def observe_latency(self, sink: LatencySink) -> None:
-        """Send every latency to `sink` from now on; called once, before the first request."""
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """What runs here: `version` of ShadowServe and `engine_version`."""
+        ...
+
+    @property
+    def num_adapter_slots(self) -> int:
+        """Places for adapters in device memory, those for pins included."""
+        ...
+
+    @property
+    def max_step_adapters(self) -> int:
+        """Distinct adapters that one engine step may mix."""
+        ...
+
+    @property
+    def last_output_at(self) -> float | None:
+        """Monotonic instant at which any sequence, a probe included, last got output; None before the first."""
+        ...
+
+    def sequences(self) -> list[SequenceState]:
+        """Return what the engine works on now. May be called on any thread."""
+        ...
+
+    async def generate_probe(self) -> None:
+        """Generate one token of the base model outside of all statistics; takes as long as the engine takes.
+
+        Raises whatever the engine raises.
+        """
+        ...
+
+    def observe_requests(self, sink: RequestSink) -> None:
+        """Tell `sink` of every sequence from now on; called once, before the first request."""
         ...
 
     def observe_usage(self, sink: UsageSink) -> None:

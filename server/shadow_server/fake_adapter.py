@@ -75,6 +75,7 @@ class FakeLoader:
         gate: loads hang until it is set; None lets them through.
         failure: what every load raises; None for nothing.
         num_loads: loads that were asked for.
+        num_slots, max_pins: slots, and how many pins may take.
     """
 
     def __init__(self, num_slots: int = 4, max_pins: int = 2) -> None:
@@ -84,8 +85,8 @@ class FakeLoader:
         self.gate: asyncio.Event | None = None
         self.failure: Exception | None = None
         self.num_loads = 0
-        self._num_slots = num_slots
-        self._max_pins = max_pins
+        self.num_slots = num_slots
+        self.max_pins = max_pins
 
     async def load(self, manifest: AdapterManifest) -> None:
         """See `AdapterLoader`."""
@@ -98,7 +99,7 @@ class FakeLoader:
 
     async def prefetch(self, digest: str) -> bool:
         """See `AdapterLoader`."""
-        if digest in self.slots or len(self.slots) < self._num_slots:
+        if digest in self.slots or len(self.slots) < self.num_slots:
             self.use(digest)
         return digest in self.slots
 
@@ -115,8 +116,8 @@ class FakeLoader:
 
     async def pin(self, digest: str) -> None:
         """See `AdapterLoader`."""
-        if digest not in self.pins and len(self.pins) >= self._max_pins:
-            raise runtime_errors.CapacityError(f"all {self._max_pins} pins are used")
+        if digest not in self.pins and len(self.pins) >= self.max_pins:
+            raise runtime_errors.CapacityError(f"all {self.max_pins} pins are used")
         self.pins.add(digest)
         self.use(digest)
 
@@ -138,7 +139,7 @@ class FakeLoader:
             raise RuntimeError(f"{digest} answers a request and is not held")
         if digest in self.slots:
             self.slots.remove(digest)
-        elif len(self.slots) >= self._num_slots:
+        elif len(self.slots) >= self.num_slots:
             self.slots.remove(next(d for d in self.slots if d not in self.pins))
         self.slots.append(digest)
 

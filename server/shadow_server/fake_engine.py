@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import re
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -29,10 +30,13 @@ from shadow_server.engine import (
     AdapterRegistry,
     ArtifactStore,
     Catalog,
-    LatencySink,
     RegistrySettings,
+    RequestOrigin,
+    RequestSink,
     RequestTag,
+    SequenceState,
     UsageSink,
+    runtime_version,
 )
 from shadow_server.fake_adapter import ADAPTER_FILE, BASE_FINGERPRINT, FakeLoader, FakeValidator
 
@@ -97,6 +101,10 @@ class FakeEngine:
         unready_reason: what the engine reports of itself.
         num_aborted: answers that were cancelled at the gate.
         tags: the tag of every request, in the order of their arrival.
+        last_output_at: see `Engine`.
+        stall: holds every probe back until it is set; None lets them through.
+        num_probes: probes that were asked for.
+        running: what `sequences` returns.
         registry: what /metrics shows.
     """
 
@@ -118,7 +126,11 @@ class FakeEngine:
         self.num_aborted = 0
         self.tags: list[RequestTag] = []
         self.registry = registry
-        self._latency: LatencySink | None = None
+        self.last_output_at: float | None = None
+        self.stall: asyncio.Event | None = None
+        self.num_probes = 0
+        self.running: list[SequenceState] = []
+        self._sink: RequestSink | None = None
         self._usage: UsageSink | None = None
 
     @classmethod
@@ -165,9 +177,35 @@ class FakeEngine:
         app.router.routes.append(metrics)
         return app
 
-    def observe_latency(self, sink: LatencySink) -> None:
+    @property
+    def versions(self) -> Mapping[str, str]:
         """See `Engine`."""
-        self._latency = sink
+        return {"version": runtime_version, "engine_version": "fake"}
+
+    @property
+    def num_adapter_slots(self) -> int:
+        """See `Engine`."""
+        return self.loader.num_slots
+
+    @property
+    def max_step_adapters(self) -> int:
+        """See `Engine`."""
+        return self.loader.num_slots - self.loader.max_pins
+
+    def sequences(self) -> list[SequenceState]:
+        """See `Engine`."""
+        return list(self.running)
+
+    async def generate_probe(self) -> None:
+        """See `Engine`."""
+        self.num_probes += 1
+        if self.stall is not None:
+            await self.stall.wait()
+        self.last_output_at = time.monotonic()
+
+    def observe_requests(self, sink: RequestSink) -> None:
+        """See `Engine`."""
+        self._sink = sink
 
     def observe_usage(self, sink: UsageSink) -> None:
         """See `Engine`."""
@@ -203,7 +241,7 @@ class FakeEngine:
                 self._stream(answers, asked, adapter, tag), media_type="text/event-stream"
             )
         with self._counted(tag, answers):
-            await self._run(adapter)
+            await self._run(adapter, tag)
         choices = [
             {"index": i, "text": " ".join(words), "finish_reason": "length", "logprobs": None}
             for i, words in enumerate(answers)
@@ -217,7 +255,7 @@ class FakeEngine:
         asked = _validate(_Chat, body)
         text = f"[{_label(adapter)}] {asked.messages[-1].content}"
         with self._counted(tag, [text.split()]):
-            await self._run(adapter)
+            await self._run(adapter, tag)
         choice = {
             "index": 0,
             "message": {"role": "assistant", "content": text},
@@ -254,7 +292,7 @@ class FakeEngine:
                 for words in answers:
                     self._usage.observe_usage(tag.tag, 1, len(words))
 
-    async def _run(self, adapter: AdapterEntry | None) -> None:
+    async def _run(self, adapter: AdapterEntry | None, tag: RequestTag) -> None:
         if self.gate is not None:
             try:
                 await self.gate.wait()
@@ -263,11 +301,15 @@ class FakeEngine:
                 raise
         if adapter is not None:
             self.loader.use(adapter.digest)
-        if self._latency is not None:
+        self.last_output_at = time.monotonic()
+        if self._sink is not None:
             name = None if adapter is None else adapter.name.display
-            self._latency.observe_first_token(name, 0.02)
-            self._latency.observe_inter_token(name, 0.002)
-            self._latency.observe_finished(name, 0.5)
+            origin = RequestOrigin(name, tag.tenant)
+            self._sink.observe_first_token(origin, 0.02, 0.01)
+            self._sink.observe_tokens(origin, 3, 1)
+            self._sink.observe_inter_token(origin, 0.002)
+            self._sink.observe_tokens(origin, 0, 1)
+            self._sink.observe_finished(origin, 0.5)
 
     async def _stream(
         self,
@@ -281,7 +323,7 @@ class FakeEngine:
                 for word in words:
                     choice = {"index": index, "text": f"{word} ", "finish_reason": None}
                     yield _event(_completion(adapter, [choice]))
-                    await self._run(adapter)
+                    await self._run(adapter, tag)
                     if word == "fail":
                         error = {"message": "boom", "type": "InternalServerError", "code": 500}
                         yield _event({"error": error})

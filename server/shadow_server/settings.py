@@ -23,7 +23,7 @@ class ServerSettings:
         max_upload_bytes: longest upload of an adapter. Default 4 GiB.
         unload_wait_seconds: how long an unload waits for the adapter's last request before it
             answers 202. Range 0 or more.
-        max_adapter_labels: adapters that get latency series of their own; the others share one.
+        max_adapter_labels: pairs of adapter and tenant with series of their own; the others share some.
         max_running_requests: requests that the engine runs at once. Range 1 or more.
         max_queued_requests: requests beyond those that may wait; None derives it, see
             `tenancy.admission.default_max_queued`. Range 0 or more.
@@ -36,6 +36,6 @@ class ServerSettings:
     max_body_seconds: float = 60.0
     max_upload_bytes: int = 4 << 30
     unload_wait_seconds: float = 10.0
-    max_adapter_labels: int = 32
+    max_adapter_labels: int = 100
     max_running_requests: int = 256
     max_queued_requests: int | None = None

@@ -277,6 +277,11 @@ class AdapterRegistry:
         await self._tier.refresh_levels()
         await self._shelf.look_for(self._bindings.unstored())
 
+    @property
+    def num_host_bytes(self) -> int:
+        """Host memory of the adapters that the engine holds or is about to hold, in bytes."""
+        return self._tier.num_host_bytes
+
     async def usage(self, tenant: str) -> CatalogUsage:
         """Return what a tenant has in the catalog; raises CatalogError."""
         return await self._threads.run(self._catalog.usage, tenant)

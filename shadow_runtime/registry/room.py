@@ -29,6 +29,11 @@ class HostRoom:
         self._order = WeightedRecency()
         self._change = asyncio.Event()
 
+    @property
+    def num_bytes(self) -> int:
+        """Host memory of all that have a place, in bytes."""
+        return _num_bytes(self._occupants())
+
     def has_room(self, holding: Holding) -> bool:
         """Return whether a digest can come in now."""
         return self._fits(self._occupants(), holding)

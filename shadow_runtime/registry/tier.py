@@ -85,6 +85,11 @@ class HostTier:
         """Return the digests that the engine can serve now or is about to load."""
         return [h.digest for h in self._holdings.all() if h.is_held or h.load is not None]
 
+    @property
+    def num_host_bytes(self) -> int:
+        """Host memory of what the engine holds or is about to, in bytes."""
+        return self._room.num_bytes
+
     def find_recent_failure(self, digest: str) -> Exception | None:
         """Return why the last load failed, while it is too early for another try."""
         holding = self._holdings.find(digest)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+import uuid
 from argparse import Namespace
 from collections.abc import Iterator, Mapping, ValuesView
 from functools import partial
@@ -19,6 +20,7 @@ from typing import Any
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from prometheus_client import REGISTRY
 from pydantic import TypeAdapter, ValidationError
 from starlette.responses import JSONResponse, Response
 from vllm.engine.protocol import EngineClient
@@ -34,20 +36,25 @@ from vllm.entrypoints.serve.instrumentator.metrics import attach_router as attac
 from vllm.entrypoints.serve.middleware.register import init_entrypoints_middleware
 from vllm.entrypoints.serve.tokenize import api_router as tokenize_routes
 from vllm.entrypoints.serve.tokenize.protocol import DetokenizeRequest, TokenizeRequest
+from vllm.inputs import TokensPrompt
 from vllm.lora.request import LoRARequest
+from vllm.sampling_params import SamplingParams
 
+from shadow_runtime import __version__
 from shadow_runtime.registry import AdapterEntry, AdapterRegistry
-from shadow_runtime.types import RequestTag
+from shadow_runtime.types import RequestTag, SequenceState
 from shadow_runtime.vllm_bridge.control import EngineControl
 from shadow_runtime.vllm_bridge.engine_args import StartPlan
 from shadow_runtime.vllm_bridge.request import build_request
 from shadow_runtime.vllm_bridge.request_tag import apply_tag
-from shadow_runtime.vllm_bridge.serving_latency import (
-    LatencySink,
+from shadow_runtime.vllm_bridge.serving_request import (
+    PROBE_PREFIX,
+    RequestObserver,
+    RequestSink,
     adapter_name,
-    observe_latency,
 )
 from shadow_runtime.vllm_bridge.serving_usage import UsageSink, observe_usage
+from shadow_runtime.vllm_bridge.version import installed_version
 
 _PROBE_WAIT_SECONDS = 5.0
 _PROBE_FRESH_SECONDS = 1.0
@@ -128,7 +135,41 @@ class VllmEngine:
         self.base_names = tuple(args.served_model_name or [args.model])
         self.base_root: str = args.model
         self.max_model_len: int = client.model_config.max_model_len
+        self._observer = RequestObserver(client.output_processor)  # type: ignore[attr-defined]
+        _drop_request_info(client)
         self._watch_shutdown()
+
+    @property
+    def versions(self) -> Mapping[str, str]:
+        """Return what runs here."""
+        return {"version": __version__, "engine_version": installed_version()}
+
+    @property
+    def num_adapter_slots(self) -> int:
+        """Return the slots over all classes, those for pins included."""
+        return self.plan.config.num_slots
+
+    @property
+    def max_step_adapters(self) -> int:
+        """Return how many distinct adapters one step may mix."""
+        return self.plan.config.max_resident_adapters
+
+    @property
+    def last_output_at(self) -> float | None:
+        """Return when any sequence last got output, by the monotonic clock."""
+        return self._observer.last_output_at
+
+    def sequences(self) -> list[SequenceState]:
+        """Return what the engine works on now."""
+        return self._observer.sequences()
+
+    async def generate_probe(self) -> None:
+        """Generate one token of the base model outside of all statistics."""
+        params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
+        request_id = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
+        prompt = TokensPrompt(prompt_token_ids=[0])
+        async for _ in self._client.generate(prompt, params, request_id):
+            pass
 
     def create_app(self) -> FastAPI:
         """Return an application with vLLM's lifespan, middleware, error handlers and /metrics."""
@@ -154,9 +195,9 @@ class VllmEngine:
             base_name() if lora is None else adapter_name(lora.lora_name)
         )
 
-    def observe_latency(self, sink: LatencySink) -> None:
-        """Send every latency to `sink` from now on."""
-        observe_latency(self._client.output_processor, sink)  # type: ignore[attr-defined]
+    def observe_requests(self, sink: RequestSink) -> None:
+        """Tell `sink` of every sequence from now on."""
+        self._observer.sink = sink
 
     def observe_usage(self, sink: UsageSink) -> None:
         """Report every ended sequence to `sink` from now on, under its request's tag."""
@@ -276,6 +317,21 @@ class VllmEngine:
     def _abort_unfinished(self) -> None:
         processor: Any = self._client.output_processor  # type: ignore[attr-defined]
         processor.abort_requests(list(processor.request_states), internal=True)
+
+
+def _drop_request_info(client: Any) -> None:
+    """Take vLLM's `vllm:lora_requests_info` off /metrics; the server shows one of the same name and labels.
+
+    vLLM's has a sample for every combination of adapters that ever ran together, without bound, lists every adapter as
+    running and as waiting alike, and names them `name@<digits>`, which no router's request does. Can go once it is
+    bounded.
+    """
+    manager = getattr(client, "logger_manager", None)
+    for stat_logger in getattr(manager, "stat_loggers", ()):
+        gauge = getattr(stat_logger, "gauge_lora_info", None)
+        if gauge is not None:
+            REGISTRY.unregister(gauge)
+            stat_logger.gauge_lora_info = None
 
 
 def _stopping() -> JSONResponse:

@@ -44,10 +44,10 @@ class SlowEngine(FakeEngine):
     service_seconds = 0.0
     _random = random.Random(4)
 
-    async def _run(self, adapter):
+    async def _run(self, adapter, tag):
         # Spread, or else all of them would start and end in one moment for ever.
         await asyncio.sleep(self._random.uniform(0.5, 1.5) * self.service_seconds)
-        await super()._run(adapter)
+        await super()._run(adapter, tag)
 
 
 class LoopbackServer:

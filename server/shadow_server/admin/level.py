@@ -15,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 _FRESH_SECONDS = 1.0
 _WAIT_SECONDS = 0.5
+# The engine is asked between two steps, so not more often than metrics are usually read.
+_SCRAPE_SECONDS = 5.0
 
 
 class LevelRefresh:
@@ -32,6 +34,12 @@ class LevelRefresh:
                 return
             self._running = asyncio.create_task(self._refresh())
         await asyncio.wait({self._running}, timeout=_WAIT_SECONDS)
+
+    async def keep_fresh(self) -> None:
+        """Refresh every few seconds, for who reads levels without asking: a scrape. Ends when it is cancelled."""
+        while True:
+            await asyncio.sleep(_SCRAPE_SECONDS)
+            await self.refresh()
 
     async def _refresh(self) -> None:
         try:

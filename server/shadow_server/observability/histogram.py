@@ -6,6 +6,7 @@ Runs in: API process.
 from __future__ import annotations
 
 from bisect import bisect_left
+from functools import cache
 from itertools import accumulate
 
 
@@ -32,5 +33,9 @@ class Histogram:
 
     def buckets(self) -> list[tuple[str, float]]:
         """Return the cumulative counts by bound, as Prometheus has them."""
-        names = [*(str(bound) for bound in self.bounds), "+Inf"]
-        return list(zip(names, map(float, accumulate(self.counts)), strict=True))
+        return list(zip(_names(self.bounds), accumulate(self.counts), strict=True))
+
+
+@cache
+def _names(bounds: tuple[float, ...]) -> tuple[str, ...]:
+    return (*(str(bound) for bound in bounds), "+Inf")

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
-from prometheus_client.core import CounterMetricFamily, Metric
+from prometheus_client.core import Metric
 from prometheus_client.registry import Collector
+
+from shadow_server.observability.series import REJECTED
 
 NO_TENANT = "__none__"
 """Label of a request whose key stands for nobody."""
@@ -31,11 +33,7 @@ class RequestRejections(Collector):
 
     def collect(self) -> Iterable[Metric]:
         """Return the counter."""
-        family = CounterMetricFamily(
-            "shadow_requests_rejected",
-            "Requests that were refused before the engine saw them, by error code and tenant.",
-            labels=["reason", "tenant"],
-        )
+        family = REJECTED.counter()
         for labels, count in list(self._counts.items()):
             family.add_metric(list(labels), count)
         yield family

@@ -19,12 +19,22 @@ from starlette.responses import Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from shadow_server.engine import AdapterEntry, Engine, Lease, RequestTag, runtime_errors
+from shadow_server.engine import (
+    AdapterEntry,
+    Engine,
+    Lease,
+    RequestOrigin,
+    RequestTag,
+    runtime_errors,
+)
 from shadow_server.errors import ApiError
 from shadow_server.middleware.request_id import internal_id_of
+from shadow_server.observability.rejection import RequestRejections
+from shadow_server.observability.request import RequestMetrics
 from shadow_server.openai.body import check_cache_salt, read_json_object
 from shadow_server.openai.connection import lease_while_connected
 from shadow_server.openai.estimate import estimate_tokens
+from shadow_server.openai.outcome import AnswerWatch
 from shadow_server.openai.rate_limit import rate_headers
 from shadow_server.openai.resolve import AskedAdapter, adapter_not_found, resolve_adapter
 from shadow_server.settings import ServerSettings
@@ -41,11 +51,39 @@ _CLIENT_LEFT_STATUS = 499
 Handler = Callable[[dict[str, Any], Request, AdapterEntry | None, RequestTag], Awaitable[Response]]
 
 
-CountRefusal = Callable[[str, str | None], None]
+UNRESOLVED = ""
+"""Stands for the adapter of a request that ended before it was known; it counts among those without a label."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestLog:
+    """Where requests are counted.
+
+    Attributes:
+        rejections: those that were not admitted.
+        requests: all of them.
+    """
+
+    rejections: RequestRejections
+    requests: RequestMetrics
+
+
+@dataclass(slots=True)
+class _Account:
+    """One request's entry in the log."""
+
+    requests: RequestMetrics
+    origin: RequestOrigin
+
+    def begin(self, entry: AdapterEntry | None) -> None:
+        adapter = None if entry is None else entry.name.display
+        self.origin = RequestOrigin(adapter, self.origin.tenant)
+        self.requests.begin(self.origin)
 
 
 @dataclass(frozen=True, slots=True)
 class _Call:
+    account: _Account
     body: dict[str, Any]
     request: Request
     send: Send
@@ -68,7 +106,7 @@ class GenerationEndpoint:
         handler: Handler,
         *,
         generates: bool,
-        count_refusal: CountRefusal,
+        log: RequestLog,
     ) -> None:
         """Serve one route.
 
@@ -77,26 +115,38 @@ class GenerationEndpoint:
             settings: the server's settings.
             admission: shared by all routes.
             handler: the engine's.
-            generates: the route takes tokens of the tenant's minute.
-            count_refusal: told the code and the tenant of every request that is not admitted.
+            generates: the route takes tokens of the tenant's minute, and its requests are counted.
+            log: shared by all routes.
         """
         self._engine = engine
         self._settings = settings
         self.admission = admission
         self._handler = handler
         self._generates = generates
-        self._count_refusal = count_refusal
+        self._log = log
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, resolve, lease, answer, release."""
         identity = identity_of(scope)
+        watch, account = AnswerWatch(send), self._open_account(identity)
+        error: BaseException | None = None
         try:
-            await self._serve(identity, scope, receive, send)
-        except RefusalError as refusal:
-            self._count_refusal(refusal.code, identity.tenant)
+            await self._serve(identity, scope, receive, watch, account)
+        except BaseException as raised:
+            error = raised
+            if isinstance(raised, RefusalError):
+                self._log.rejections.count(raised.code, identity.tenant)
             raise
+        finally:
+            if self._generates:
+                self._log.requests.end(account.origin, watch.outcome(error))
 
-    async def _serve(self, identity: Identity, scope: Scope, receive: Receive, send: Send) -> None:
+    def _open_account(self, identity: Identity) -> _Account:
+        return _Account(self._log.requests, RequestOrigin(UNRESOLVED, identity.tenant))
+
+    async def _serve(
+        self, identity: Identity, scope: Scope, receive: Receive, send: Send, account: _Account
+    ) -> None:
         with self.admission.admit(identity) as ticket:
             request = Request(scope, receive, send)
             try:
@@ -106,7 +156,7 @@ class GenerationEndpoint:
             check_cache_salt(body)
             names, has_adapter = self._engine.base_names, self._engine.adapters.has
             asked = resolve_adapter(body, names, identity, has_adapter)
-            call = _Call(body, request, send, ticket, _tag(scope, identity))
+            call = _Call(account, body, request, send, ticket, _tag(scope, identity))
             self._check_quotas(call, identity, asked)
             if asked is None:
                 await self._answer(call, None)
@@ -149,6 +199,8 @@ class GenerationEndpoint:
         return await adapters.lease(asked.name, asked.version)
 
     async def _answer(self, call: _Call, entry: AdapterEntry | None) -> None:
+        if self._generates:
+            call.account.begin(entry)
         try:
             response = await self._handler(call.body, call.request, entry, call.tag)
         except asyncio.CancelledError:
@@ -177,7 +229,7 @@ def attach_generation(
     engine: Engine,
     settings: ServerSettings,
     admission: Admission,
-    count_refusal: CountRefusal,
+    log: RequestLog,
 ) -> None:
     """Add the completion, chat and tokenizer routes to `app`."""
     handlers: dict[str, tuple[Handler, bool]] = {
@@ -193,6 +245,6 @@ def attach_generation(
             admission,
             handler,
             generates=generates,
-            count_refusal=count_refusal,
+            log=log,
         )
         app.router.routes.append(Route(path, endpoint, methods=["POST"]))

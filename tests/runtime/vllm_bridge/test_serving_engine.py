@@ -25,7 +25,7 @@ from shadow_runtime.vllm_bridge.request import AdapterSource, adapter_int_id
 from shadow_runtime.vllm_bridge.request_tag import combine_salts, running_request, tag_fields
 from shadow_runtime.vllm_bridge.serving_args import make_parser, parse
 from shadow_runtime.vllm_bridge.serving_engine import AdapterRequests, VllmEngine
-from shadow_runtime.vllm_bridge.serving_latency import adapter_name
+from shadow_runtime.vllm_bridge.serving_request import adapter_name
 from shadow_server.app import build_app
 from shadow_server.fake_engine import FakeEngine
 from shadow_server.settings import ServerSettings
