@@ -1,0 +1,196 @@
+"""One engine under measurement in a process of its own, asked for one timing at a time.
+
+Several of them are started at once and then measured in turn on one device: whatever the machine does meanwhile falls
+on all of them alike, and their starts, minutes each on a GPU, overlap.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import random
+import time
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """What an engine is.
+
+    Attributes:
+        mode: "base" (vLLM without this plugin), "lora" (vLLM's multi-LoRA) or "shadow".
+        model: directory of the base.
+        adapters: name to directory.
+        arguments: of `vllm.LLM`.
+        environment: variables of the process.
+        vocab: size of the base's vocabulary.
+    """
+
+    mode: str
+    model: str
+    adapters: Mapping[str, str]
+    arguments: Mapping[str, Any]
+    vocab: int
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One batch of equal requests.
+
+    Attributes:
+        batch: requests at once.
+        distinct: adapters that they use in turn; 0 asks for the bare base.
+        phase: "decode" times one output token, "prefill" the whole batch's prompts.
+        prompt_tokens: of every request.
+    """
+
+    batch: int
+    distinct: int
+    phase: str
+    prompt_tokens: int
+
+
+class ContestantError(RuntimeError):
+    """An engine could not be started or did not answer; the message holds its traceback."""
+
+
+class Contestant:
+    """A started engine process.
+
+    Raises, from every method: ContestantError.
+    """
+
+    def __init__(self, job: Job, short_tokens: int, long_tokens: int) -> None:
+        """Begin to start; the slope between answers of both lengths is the time of a token."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, other = context.Pipe()
+        words = (job, short_tokens, long_tokens, other)
+        self._process = context.Process(target=_run, args=words, name=job.mode)
+        with _variables(job.environment):
+            self._process.start()
+        other.close()
+
+    def wait_until_ready(self) -> float:
+        """Return the seconds that the start took."""
+        return float(self._receive())
+
+    def measure(self, case: Case) -> float:
+        """Return milliseconds, see `Case.phase`."""
+        self._pipe.send(case)
+        return float(self._receive())
+
+    def stop(self) -> None:
+        """End the process."""
+        self._pipe.close()
+        self._process.join(60)
+        self._process.kill()
+
+    def _receive(self) -> Any:
+        try:
+            is_right, value = self._pipe.recv()
+        except EOFError:
+            raise ContestantError(f"the engine {self._process.name} ended") from None
+        if not is_right:
+            raise ContestantError(value)
+        return value
+
+
+def _run(job: Job, short_tokens: int, long_tokens: int, pipe: Connection) -> None:
+    try:
+        started = time.perf_counter()
+        engine = _Engine(job, short_tokens, long_tokens)
+        pipe.send((True, time.perf_counter() - started))
+        _serve(engine, pipe)
+    except Exception:
+        pipe.send((False, traceback.format_exc()))
+
+
+def _serve(engine: _Engine, pipe: Connection) -> None:
+    """Answer until the other end is closed."""
+    try:
+        while True:
+            pipe.send((True, engine.measure(pipe.recv())))
+    except EOFError:
+        return
+    finally:
+        # A process of multiprocessing ends without the finalizers that would stop vLLM's.
+        engine.shutdown()
+
+
+class _Engine:
+    def __init__(self, job: Job, short_tokens: int, long_tokens: int) -> None:
+        self._random = random.Random(0)
+        self._job = job
+        self._lengths = short_tokens, long_tokens
+        self._warm: set[Case] = set()
+        self._llm, self._requests = _start(job)
+
+    def measure(self, case: Case) -> float:
+        """Return the milliseconds of a case, which has run once before."""
+        if case not in self._warm:
+            self._seconds(case, 4)
+            self._warm.add(case)
+        if case.phase == "prefill":
+            return 1e3 * self._seconds(case, 1)
+        short, long = self._lengths
+        slope = (self._seconds(case, long) - self._seconds(case, short)) / (long - short)
+        return 1e3 * slope
+
+    def shutdown(self) -> None:
+        """End the engine's own processes."""
+        self._llm.llm_engine.engine_core.shutdown()
+
+    def _seconds(self, case: Case, new_tokens: int) -> float:
+        from vllm import SamplingParams
+
+        prompts = [
+            {"prompt_token_ids": self._random.choices(range(10, self._job.vocab), k=length)}
+            for length in [case.prompt_tokens] * case.batch
+        ]
+        sampling = SamplingParams(
+            temperature=0, max_tokens=new_tokens, ignore_eos=True, detokenize=False
+        )
+        requests = [
+            self._requests[i % case.distinct] if case.distinct else None for i in range(case.batch)
+        ]
+        started = time.perf_counter()
+        self._llm.generate(prompts, sampling, lora_request=requests, use_tqdm=False)
+        return time.perf_counter() - started
+
+
+def _start(job: Job) -> tuple[Any, list[Any]]:
+    """Return vLLM's engine and the requests that name its adapters."""
+    from vllm import LLM
+    from vllm.lora.request import LoRARequest
+
+    if job.mode == "shadow":
+        from shadow_runtime.vllm_bridge.offline import ShadowLLM
+
+        count = max(1, len(job.adapters))
+        shadow = ShadowLLM(job.model, job.adapters, max_resident_adapters=count, **job.arguments)
+        return shadow.llm, [handle.request for handle in shadow.adapters.values()]
+    requests = [
+        LoRARequest(name, number, path)
+        for number, (name, path) in enumerate(job.adapters.items(), start=1)
+    ]
+    return LLM(model=job.model, **job.arguments), requests
+
+
+@contextmanager
+def _variables(values: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
