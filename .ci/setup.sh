@@ -4,6 +4,7 @@
 #   VENV             where (default .venv)
 #   PYTHON           interpreter, 3.11 to 3.13 (default: the first that fits of python3, python3.13, 3.12, 3.11)
 #   ENGINE           auto | cpu | gpu (default auto: gpu where nvidia-smi lists one)
+#   PURPOSE          development | image: editable and with the test tools, or a copy of the package alone (default development)
 #   TORCH_INDEX_URL  where the CPU build of torch is when pip's own indexes and links do not hold it
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
@@ -12,6 +13,7 @@ readonly VLLM_VERSION=0.32.0
 readonly CPU_TORCH=2.13.0+cpu
 readonly TORCH_INDEX_URL=${TORCH_INDEX_URL:-https://download.pytorch.org/whl/cpu}
 readonly VENV=${VENV:-.venv}
+readonly PURPOSE=${PURPOSE:-development}
 readonly STAMP=$VENV/.setup-stamp
 readonly LOG=$VENV/setup.log
 unset PYTHONHOME PYTHONPATH PIP_USER PIP_TARGET PIP_PREFIX
@@ -52,7 +54,7 @@ cat_kernels() { find kernels/csrc -type f -print0 | sort -z | xargs -0 cat; }
 
 # Everything that decides what gets installed. The path counts because a virtual environment cannot be moved.
 fingerprint() {
-  { cat pyproject.toml .ci/setup.sh; [[ $1 == cpu ]] || cat_kernels; printf '%s\n' "$PWD" "$VENV" "$1" "${PYTHON:-}"; } | sha256sum | cut -d' ' -f1
+  { cat pyproject.toml .ci/setup.sh; [[ $1 == cpu ]] || cat_kernels; printf '%s\n' "$PWD" "$VENV" "$1" "$PURPOSE" "${PYTHON:-}"; } | sha256sum | cut -d' ' -f1
 }
 
 run() {
@@ -110,8 +112,10 @@ install_gpu_engine() {
 }
 
 install_package() {
-  say "package, server and test tools"
-  pip_install -r "$VENV/engine-requirements.txt" -c "$VENV/constraints.txt" -e '.[server]' --group dev
+  local wanted=(-e '.[server]' --group dev)
+  if [[ $PURPOSE == image ]]; then wanted=('.[server]'); fi
+  say "package, server$([[ $PURPOSE == image ]] || echo ' and test tools')"
+  pip_install -r "$VENV/engine-requirements.txt" -c "$VENV/constraints.txt" "${wanted[@]}"
 }
 
 # Without the compiler the Triton versions of the kernels run.
@@ -160,6 +164,7 @@ install() {
 main() {
   local engine wanted
   [[ $(uname -s) == Linux ]] || die "vLLM runs on Linux only; this is $(uname -s)"
+  [[ $PURPOSE =~ ^(development|image)$ ]] || die "PURPOSE is '$PURPOSE'; it must be development or image"
   engine=$(detect_engine)
   wanted=$(fingerprint "$engine")
   if [[ -x $VENV/bin/python && $(cat "$STAMP" 2>/dev/null) == "$wanted" ]]; then return; fi

@@ -61,6 +61,13 @@ def test_unknown_engine_is_refused(tmp_path: Path):
     assert result.stderr == "setup: ENGINE is 'tpu'; it must be auto, cpu or gpu\n"
 
 
+def test_unknown_purpose_is_refused(tmp_path: Path):
+    result = set_up(tmp_path / "venv", PURPOSE="fun")
+
+    assert result.returncode == 1
+    assert result.stderr == "setup: PURPOSE is 'fun'; it must be development or image\n"
+
+
 def test_refusal_leaves_no_stamp(tmp_path: Path, interpreter):
     set_up(tmp_path / "venv", PYTHON=interpreter("python3", "exit 1"))
 
