@@ -5,7 +5,7 @@ Runs in: API process | GPU worker.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -37,6 +37,23 @@ class TensorRule:
         stored = tensor.T if self.transpose else tensor
         parts = stored.chunk(len(self.targets))
         return {name: part.contiguous() for name, part in zip(self.targets, parts, strict=True)}
+
+
+def stored_tensors(
+    rules: Iterable[TensorRule], tensors: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """Return the checkpoint's tensors that `rules` make canonical ones of: the inverse of `TensorRule.apply`.
+
+    Args:
+        rules: of one backbone.
+        tensors: canonical ones. What a rule does not use is written as zeros.
+    """
+    made = {}
+    for rule in rules:
+        parts = [tensors[name] for name in rule.targets] or [torch.zeros(rule.shape)]
+        joined = torch.cat(parts) if len(parts) > 1 else parts[0]
+        made[rule.key] = (joined.T if rule.transpose else joined).contiguous()
+    return made
 
 
 def backbone_rules(

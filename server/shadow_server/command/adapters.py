@@ -18,6 +18,7 @@ from shadow_client.upload import Files, find_files
 from shadow_server.command.completion import complete_adapter
 from shadow_server.command.connection import Json, Key, KeyFile, Url, connect
 from shadow_server.command.exit_code import ExitCode
+from shadow_server.command.local import Format, convert_adapter
 from shadow_server.command.output import (
     short_digest,
     spell_bytes,
@@ -235,6 +236,39 @@ def unpin(
     with connect(url, key, key_file) as client:
         made = client.adapters.unpin(name)
     _show(made, json)
+
+
+@app.command()
+def convert(
+    source: Annotated[Path, typer.Argument(help="A folder with an adapter of either format.")],
+    target: Annotated[Path, typer.Argument(help="A new folder.")],
+    base: Annotated[
+        str, typer.Option(help="The base model that it is for: a folder or a Hugging Face name.")
+    ],
+    to: Annotated[Format, typer.Option("--to", help="The format of the new folder.")],
+    backbone_config: Annotated[
+        Path | None, typer.Option(help="Config of an explicit shadow backbone that lies elsewhere.")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """Write an adapter in the other checkpoint format, where that can compute the same; needs no server.
+
+    Within its own format it is written anew, without a trainer's prefixes, and keeps its digest.
+    """
+    with progress_bar(f"{source.name} to {to}", is_quiet=json):
+        read, written = convert_adapter(source, target, to, base, backbone_config)
+    if json:
+        write_json({"source": read, "target": written})
+        return
+    same = " (the same)" if read["digest"] == written["digest"] else ""
+    write_fields(
+        [
+            ("source", f"{source}, {read['format']}"),
+            ("digest", read["digest"]),
+            ("target", f"{target}, {written['format']}"),
+            ("digest", f"{written['digest']}{same}"),
+        ]
+    )
 
 
 class _Upload:

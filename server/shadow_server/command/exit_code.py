@@ -17,6 +17,7 @@ from shadow_client.error import (
     TooManyRequestsError,
     UnprocessableError,
 )
+from shadow_server.command.local import RefusedError
 
 
 class ExitCode(IntEnum):
@@ -54,6 +55,9 @@ def exit_code_of(error: Exception) -> ExitCode:
         return ExitCode.NOT_FOUND
     if isinstance(error, AuthenticationError | PermissionDeniedError):
         return ExitCode.FORBIDDEN
+    if isinstance(error, RefusedError):
+        is_absent = error.code == "adapter_not_found"
+        return ExitCode.NOT_FOUND if is_absent else ExitCode.INVALID
     if isinstance(error, UnprocessableError):
         return ExitCode.INVALID
     is_busy = isinstance(error, ServerError) and error.status == 503
@@ -68,7 +72,7 @@ def hint_of(error: Exception) -> str | None:
         return "--url or SHADOW_SERVER_URL for another address; `shadowserve doctor` looks at it"
     if isinstance(error, AuthenticationError):
         return "--key-file FILE, or the key in SHADOW_SERVER_KEY"
-    if not isinstance(error, ApiError):
+    if not isinstance(error, ApiError | RefusedError):
         return None
     return _HINTS.get(error.code or "")
 

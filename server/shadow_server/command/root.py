@@ -16,6 +16,7 @@ import typer
 from shadow_client import ApiError, ShadowClientError
 from shadow_server.command import adapters, chat, doctor, top
 from shadow_server.command.exit_code import ExitCode, exit_code_of, hint_of
+from shadow_server.command.local import RefusedError
 
 PROGRAM = "shadowserve"
 
@@ -72,14 +73,14 @@ def run(words: Sequence[str]) -> int:
     except BrokenPipeError:  # `shadowserve adapters list | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return ExitCode.OK
-    except (ShadowClientError, OSError, ValueError) as error:
+    except (ShadowClientError, RefusedError, OSError, ValueError) as error:
         _report(error, is_json="--json" in words)
         return exit_code_of(error)
     return ExitCode.OK
 
 
 def _report(error: Exception, *, is_json: bool) -> None:
-    code = error.code if isinstance(error, ApiError) else None
+    code = error.code if isinstance(error, ApiError | RefusedError) else None
     if is_json:
         request_id = error.info.request_id if isinstance(error, ApiError) else None
         fields = {"message": str(error), "code": code, "request_id": request_id}
