@@ -165,6 +165,8 @@ class VllmEngine:
 
     async def generate_probe(self) -> None:
         """Generate one token of the base model outside of all statistics."""
+        if self._is_stopping:
+            raise RuntimeError("the server is stopping")
         params = SamplingParams(max_tokens=1, temperature=0.0, ignore_eos=True, detokenize=False)
         request_id = f"{PROBE_PREFIX}{uuid.uuid4().hex}"
         prompt = TokensPrompt(prompt_token_ids=[0])

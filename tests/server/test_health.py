@@ -1,6 +1,9 @@
 """Probes."""
 
-from fake_server import error_of
+import asyncio
+import time
+
+from fake_server import error_of, until
 
 
 async def test_live_and_engine_routes(server):
@@ -21,3 +24,24 @@ async def test_ready_follows_the_workers(server):
     assert error["code"] == "not_ready"
     assert answer.headers["retry-after"] == "1"
     assert (await server.client.get("/health/live")).status_code == 200
+
+
+async def test_ready_means_that_a_token_was_generated(server):
+    assert (await server.client.get("/health/ready")).status_code == 200
+    assert server.engine.num_probes == 1
+
+
+async def test_ready_goes_red_when_generation_stops_while_http_answers(server):
+    assert (await server.client.get("/health/ready")).status_code == 200
+    server.engine.stall = asyncio.Event()
+    server.engine.last_output_at -= 3  # quiet for as long as is taken for normal
+    started_at = time.monotonic()
+    answer = await server.client.get("/health/ready")
+    assert answer.status_code == 503
+    assert "does not generate" in error_of(answer)["message"]
+    assert 3 + time.monotonic() - started_at < 10
+    assert (await server.client.get("/health/live")).status_code == 200
+    assert (await server.client.get("/v1/models")).status_code == 200
+    server.engine.stall.set()
+    await until(lambda: time.monotonic() - server.engine.last_output_at < 1)
+    assert (await server.client.get("/health/ready")).status_code == 200

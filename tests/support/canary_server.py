@@ -60,7 +60,7 @@ class CanaryServer:
     def pids(self) -> dict[str, int]:
         """Return process ids by role: `api`, `EngineCore`, `Worker`..."""
         found = {"api": self.process.pid}
-        for pid in _descendants(self.process.pid):
+        for pid in descendants(self.process.pid):
             name = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[0].decode()
             if name.startswith("VLLM::"):
                 found[name.removeprefix("VLLM::")] = pid
@@ -146,8 +146,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _descendants(pid: int) -> list[int]:
+def descendants(pid: int) -> list[int]:
     """Return the ids of all processes below `pid`; a child belongs to the thread that started it."""
     threads = Path(f"/proc/{pid}/task").iterdir()
     children = [int(child) for t in threads for child in (t / "children").read_text().split()]
-    return children + [deeper for child in children for deeper in _descendants(child)]
+    return children + [deeper for child in children for deeper in descendants(child)]
