@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Programs beside Python that the tests start themselves: a PostgreSQL server out of the system's packages.
-# Returns at once when it is there; installs it where that needs no questions (root on Debian or Ubuntu).
+# Programs beside Python that the tests start themselves: PostgreSQL and Prometheus out of the system's packages.
+# Returns at once when they are there; installs them where that needs no questions (root on Debian or Ubuntu).
 #
 #   POSTGRES_HOME  where the packages put it (default /usr/lib/postgresql)
 set -euo pipefail
@@ -13,17 +13,19 @@ has_postgres() {
   command -v initdb >/dev/null || compgen -G "$POSTGRES_HOME/*/bin/initdb" >/dev/null
 }
 
-install_postgres() {
+has_prometheus() { command -v prometheus >/dev/null && command -v promtool >/dev/null; }
+
+# install_packages NAME...
+install_packages() {
   local log
   log=$(mktemp)
-  printf 'services: installing PostgreSQL\n'
+  printf 'services: installing %s\n' "$*"
   export DEBIAN_FRONTEND=noninteractive
-  if ! { apt-get update && apt-get install --yes --no-install-recommends postgresql; } >"$log" 2>&1 </dev/null; then
+  if ! { apt-get update && apt-get install --yes --no-install-recommends "$@"; } >"$log" 2>&1 </dev/null; then
     tail -n 20 "$log" >&2
-    die "apt-get install postgresql failed; the whole log is $log"
+    die "apt-get install $* failed; the whole log is $log"
   fi
   rm -f "$log"
-  stop_clusters
 }
 
 # The package makes a cluster and may start it. The tests run their own, on a socket of their own.
@@ -35,12 +37,25 @@ stop_clusters() {
   done
 }
 
+# The package's own server scrapes itself on port 9090. The tests run theirs, on a free port.
+stop_prometheus() {
+  command -v systemctl >/dev/null || return 0
+  systemctl --quiet is-active prometheus 2>/dev/null || return 0
+  systemctl stop prometheus
+}
+
 main() {
-  if has_postgres; then return; fi
-  command -v apt-get >/dev/null || die "the tests need a PostgreSQL server (initdb, postgres); install one"
-  [[ $(id -u) -eq 0 ]] || die "the tests need a PostgreSQL server; run: sudo apt-get install postgresql"
-  install_postgres
+  local missing=()
+  has_postgres || missing+=(postgresql)
+  has_prometheus || missing+=(prometheus)
+  [[ ${#missing[@]} -gt 0 ]] || return 0
+  command -v apt-get >/dev/null || die "the tests need PostgreSQL (initdb, postgres) and Prometheus (promtool); install them"
+  [[ $(id -u) -eq 0 ]] || die "the tests need programs; run: sudo apt-get install ${missing[*]}"
+  install_packages "${missing[@]}"
+  [[ " ${missing[*]} " != *" postgresql "* ]] || stop_clusters
+  [[ " ${missing[*]} " != *" prometheus "* ]] || stop_prometheus
   has_postgres || die "the package postgresql brought no $POSTGRES_HOME/*/bin/initdb"
+  has_prometheus || die "the package prometheus brought no promtool"
 }
 
 main "$@"

@@ -9,6 +9,7 @@ import pytest
 from source_tree import ROOT
 
 APT_LOG = 'echo "apt-get $*" >> "$LOG"'
+MAKE_PROMETHEUS = 'touch "$BIN/prometheus" "$BIN/promtool" && chmod +x "$BIN"/prom*'
 MAKE_INITDB = 'mkdir -p "$POSTGRES_HOME/15/bin" && touch "$POSTGRES_HOME/15/bin/initdb"'
 
 
@@ -17,7 +18,7 @@ def services(tmp_path: Path):
     """Return a runner of the script on a machine that has only the given programs, and what apt-get was told."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("bash", "cat", "mkdir", "mktemp", "rm", "tail", "touch"):
+    for name in ("bash", "cat", "chmod", "mkdir", "mktemp", "rm", "tail", "touch"):
         programs.joinpath(name).symlink_to(shutil.which(name))
 
     def run(**scripts: str) -> tuple[subprocess.CompletedProcess[str], list[str]]:
@@ -30,6 +31,7 @@ def services(tmp_path: Path):
             "PATH": str(programs),
             "POSTGRES_HOME": str(tmp_path / "postgresql"),
             "LOG": str(log),
+            "BIN": str(programs),
             "TMPDIR": str(tmp_path),
         }
         result = subprocess.run(
@@ -49,21 +51,43 @@ def test_nothing_is_done_when_it_is_there(services, tmp_path):
     (tmp_path / "postgresql/15/bin").mkdir(parents=True)
     (tmp_path / "postgresql/15/bin/initdb").touch()
 
-    result, told = services(id="echo 0", apt_get=APT_LOG)
+    result, told = services(id="echo 0", apt_get=APT_LOG, prometheus="", promtool="")
 
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert told == []
 
 
-def test_missing_server_is_installed_by_root(services):
-    result, told = services(id="echo 0", apt_get=f"{APT_LOG}; {MAKE_INITDB}")
+def test_missing_servers_are_installed_by_root(services):
+    result, told = services(id="echo 0", apt_get=f"{APT_LOG}; {MAKE_INITDB}; {MAKE_PROMETHEUS}")
 
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "services: installing PostgreSQL\n"
+    assert result.stdout == "services: installing postgresql prometheus\n"
     assert told == [
         "apt-get update",
-        "apt-get install --yes --no-install-recommends postgresql",
+        "apt-get install --yes --no-install-recommends postgresql prometheus",
     ]
+
+
+def test_only_what_is_missing_is_installed(services):
+    result, told = services(
+        id="echo 0", apt_get=f"{APT_LOG}; {MAKE_INITDB}", prometheus="", promtool=""
+    )
+
+    assert result.returncode == 0, result.stderr
+    assert told[1:] == ["apt-get install --yes --no-install-recommends postgresql"]
+
+
+def test_server_that_the_package_started_is_stopped(services, tmp_path):
+    (tmp_path / "postgresql/15/bin").mkdir(parents=True)
+    (tmp_path / "postgresql/15/bin/initdb").touch()
+
+    _, told = services(
+        id="echo 0",
+        apt_get=f"{APT_LOG}; {MAKE_PROMETHEUS}",
+        systemctl='echo "systemctl $*" >> "$LOG"',
+    )
+
+    assert told[2:] == ["systemctl --quiet is-active prometheus", "systemctl stop prometheus"]
 
 
 def test_cluster_that_the_package_started_is_stopped(services):
@@ -72,6 +96,8 @@ def test_cluster_that_the_package_started_is_stopped(services):
     _, told = services(
         id="echo 0",
         apt_get=f"{APT_LOG}; {MAKE_INITDB}",
+        prometheus="",
+        promtool="",
         pg_lsclusters=clusters,
         pg_ctlcluster='echo "pg_ctlcluster $*" >> "$LOG"',
     )
@@ -84,7 +110,7 @@ def test_others_are_told_what_to_install(services):
 
     assert result.returncode == 1
     assert result.stderr == (
-        "services: the tests need a PostgreSQL server; run: sudo apt-get install postgresql\n"
+        "services: the tests need programs; run: sudo apt-get install postgresql prometheus\n"
     )
     assert told == []
 
@@ -101,4 +127,4 @@ def test_failed_installation_shows_its_end(services):
 
     assert result.returncode == 1
     assert "E: no such package" in result.stderr
-    assert "apt-get install postgresql failed" in result.stderr
+    assert "apt-get install postgresql prometheus failed" in result.stderr

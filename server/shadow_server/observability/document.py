@@ -27,12 +27,12 @@ request in `shadow_requests_total`.
 
 **Labels.** `adapter` is the adapter's name (`tenant/name` outside of the default tenant), `__base__` the bare base
 model. The busiest pairs of adapter and tenant, 100 unless `--max-adapter-labels` says otherwise, have series of
-their own; the others count under `__other__` of their tenant. {MAX_TENANT_LABELS} tenants have labels there and for
-the base model, the rest is `__other__` too. So there are at most `--max-adapter-labels` + {2 * MAX_TENANT_LABELS +
-2} pairs, whatever clients do. An observation stays where it was made: `sum(rate(...))` is exact when an adapter
-gains or loses its label, and the sum of the bare counters falls when a series goes, as at a restart. Requests that
-ended before their adapter was known count under `__other__`. `vllm:lora_adapter_loaded` names at most
-{MAX_LOADED_LABELS} adapters, those in device memory first.
+their own; the others count under `__other__` of their tenant.
+{MAX_TENANT_LABELS} tenants have labels there and for the base model, the rest is `__other__` too: beyond
+`--max-adapter-labels` there are {2 * MAX_TENANT_LABELS + 2} pairs at most, whatever clients do. An observation
+stays where it was made: `sum(rate(...))` is exact when an adapter gains or loses its label, and the sum of the bare
+counters falls when a series goes, as at a restart. Requests that ended before their adapter was known count under
+`__other__`. `vllm:lora_adapter_loaded` names at most {MAX_LOADED_LABELS} adapters, those in device memory first.
 
 **Probes.** The one-token requests of `/health/ready` are in none of these series, nor in vLLM's latencies.
 
