@@ -13,7 +13,7 @@ import asyncio
 import json
 import re
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -77,6 +77,7 @@ class _Chat(BaseModel):
     messages: list[_Message] = Field(min_length=1)
     max_tokens: int = 16
     stream: bool = False
+    stream_options: _StreamOptions | None = None
 
 
 class _Tokenize(BaseModel):
@@ -211,6 +212,9 @@ class FakeEngine:
         """See `Engine`."""
         self._usage = sink
 
+    def drain_with(self, num_requests: Callable[[], int]) -> None:
+        """See `Engine`; this one stops at once."""
+
     @staticmethod
     def request_schemas() -> Mapping[str, dict[str, Any]]:
         """See `Engine`."""
@@ -254,6 +258,10 @@ class FakeEngine:
         """See `Engine`."""
         asked = _validate(_Chat, body)
         text = f"[{_label(adapter)}] {asked.messages[-1].content}"
+        if asked.stream:
+            return StreamingResponse(
+                self._stream([text.split()], asked, adapter, tag), media_type="text/event-stream"
+            )
         with self._counted(tag, [text.split()]):
             await self._run(adapter, tag)
         choice = {
@@ -314,14 +322,17 @@ class FakeEngine:
     async def _stream(
         self,
         answers: list[list[str]],
-        asked: _Completion,
+        asked: _Completion | _Chat,
         adapter: AdapterEntry | None,
         tag: RequestTag,
     ) -> AsyncIterator[str]:
+        is_chat = isinstance(asked, _Chat)
         with self._counted(tag, answers):
             for index, words in enumerate(answers):
                 for word in words:
-                    choice = {"index": index, "text": f"{word} ", "finish_reason": None}
+                    text = f"{word} "
+                    said = {"delta": {"content": text}} if is_chat else {"text": text}
+                    choice = {"index": index, "finish_reason": None, **said}
                     yield _event(_completion(adapter, [choice]))
                     await self._run(adapter, tag)
                     if word == "fail":

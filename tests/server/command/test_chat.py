@@ -81,3 +81,12 @@ def test_a_refused_prompt(mock, capsys):
 def test_json_needs_a_prompt(mock, types):
     types()
     assert main(["chat", "--json"]) == 2
+
+
+def test_over_the_server(shell, write_adapter):
+    shell("adapters", "load", "talks", "--server-path", write_adapter("talks"))
+    status, out, _ = shell("chat", "hi there", "--adapter", "talks")
+    assert (status, out.split()[1:]) == (0, ["hi", "there"])
+    said = json.loads(shell("chat", "hi", "--adapter", "talks@1", "--json")[1])
+    assert said["adapter"] == "acme/talks"
+    shell("adapters", "unload", "talks")
