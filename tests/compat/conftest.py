@@ -15,8 +15,8 @@ from shadow_server.tenancy.quota import TenantQuotas
 def fake(tmp_path_factory):
     """Yield a server that runs one request at a time, an adapter root, and the keys of its tenants.
 
-    `plain` and `other` have no quotas, `slow` a request every two seconds, `adapters` room for two of them; `ops` is the
-    admin.
+    `plain` and `other` have no quotas, `slow` a request every two seconds, `adapters` room for two of them;
+    `ops` is the admin.
     """
     folder = tmp_path_factory.mktemp("compat")
     root, tenants = folder / "adapters", folder / "tenants.json"
