@@ -22,6 +22,7 @@ from shadow_server.health import health_router
 from shadow_server.middleware.authentication import AuthenticationMiddleware
 from shadow_server.middleware.request_id import RequestIdMiddleware
 from shadow_server.observability.adapter import AdapterEvents, AdapterGauges
+from shadow_server.observability.quota import QuotaGauges
 from shadow_server.observability.rejection import RequestRejections
 from shadow_server.observability.request import RequestMetrics
 from shadow_server.observability.residency import ResidencyGauges
@@ -52,6 +53,8 @@ def build_app(
     requests = observe_engine(engine, settings, registry)
     admission = make_admission(settings, is_shared=tenants is not None)
     engine.observe_usage(admission.ledger)
+    engine.drain_with(lambda: admission.num_requests)
+    registry.register(QuotaGauges(admission.uses))
     app = engine.create_app()
     attach_generation(app, engine, settings, admission, RequestLog(rejections, requests))
     app.include_router(models_router(engine, int(datetime.now(UTC).timestamp())))

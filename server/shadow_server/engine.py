@@ -223,6 +223,13 @@ class Engine(Protocol):
         """
         ...
 
+    def drain_with(self, num_requests: Callable[[], int]) -> None:
+        """Give requests time when the engine is told to stop: it goes on until `num_requests` returns 0, or time is up.
+
+        `num_requests` is called on another thread and counts every request whose response is not complete.
+        """
+        ...
+
     async def find_unready_reason(self) -> str | None:
         """Ask every worker whether the plugin is active.
 

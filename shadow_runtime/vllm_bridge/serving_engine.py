@@ -14,7 +14,7 @@ import contextlib
 import time
 import uuid
 from argparse import Namespace
-from collections.abc import Iterator, Mapping, ValuesView
+from collections.abc import Callable, Iterator, Mapping, ValuesView
 from functools import partial
 from typing import Any
 
@@ -58,6 +58,8 @@ from shadow_runtime.vllm_bridge.version import installed_version
 
 _PROBE_WAIT_SECONDS = 5.0
 _PROBE_FRESH_SECONDS = 1.0
+_DRAIN_POLL_SECONDS = 0.02
+_EXIT_SECONDS = 1.0
 _CLIENT_LEFT_STATUS = 499
 
 _COMPLETION: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
@@ -127,6 +129,7 @@ class VllmEngine:
         self._args = args
         self._tasks = tasks
         self._is_stopping = False
+        self._num_requests: Callable[[], int] = lambda: 0
         self._probe: asyncio.Task[str | None] | None = None
         self._probed_at = 0.0
         self.plan = plan
@@ -215,6 +218,10 @@ class VllmEngine:
         }
         return {path: fields.json_schema() for path, fields in bodies.items()}
 
+    def drain_with(self, num_requests: Callable[[], int]) -> None:
+        """Stop the engine only when `num_requests` returns 0, or the time that it was given is up."""
+        self._num_requests = num_requests
+
     async def find_unready_reason(self) -> str | None:
         """Return why requests would not be served now, None when they would."""
         if self._is_stopping:
@@ -301,20 +308,33 @@ class VllmEngine:
         return f"{inactive} workers do not run the plugin" if inactive else None
 
     def _watch_shutdown(self) -> None:
-        # vLLM's launcher shuts the engine down first and drains it, in a thread of its own; from
-        # then on requests are refused and the readiness probe is red, so that a load balancer
-        # looks elsewhere. What the drain left unfinished gets no more output, and the HTTP server
-        # would wait for it for ever: it is ended as aborted.
+        # vLLM's launcher shuts the engine down first, in a thread of its own; from then on requests
+        # are refused and the readiness probe is red, so that a load balancer looks elsewhere. vLLM's
+        # own drain knows only what the engine has, and a request that was let in before may reach it
+        # later: so the requests themselves are waited for. What is left then gets no more output, and
+        # the HTTP server would wait for it for ever: it is ended as aborted.
         shutdown = self._client.shutdown
         loop = asyncio.get_running_loop()
 
         def stop(timeout: float | None = None) -> None:
             self._is_stopping = True
-            shutdown(timeout=timeout)
+            shutdown(timeout=self._drain(timeout))
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
                 loop.call_soon_threadsafe(self._abort_unfinished)
 
         self._client.shutdown = partial(stop)  # type: ignore[method-assign]
+
+    def _drain(self, timeout: float | None) -> float | None:
+        """Wait until all requests have ended; returns how much of `timeout` is left for the engine's processes.
+
+        Without a timeout nothing is waited for: the server is gone already.
+        """
+        if timeout is None:
+            return None
+        stop_at = time.monotonic() + timeout
+        while self._num_requests() > 0 and time.monotonic() < stop_at:
+            time.sleep(_DRAIN_POLL_SECONDS)
+        return max(_EXIT_SECONDS, stop_at - time.monotonic())
 
     def _abort_unfinished(self) -> None:
         processor: Any = self._client.output_processor  # type: ignore[attr-defined]

@@ -183,6 +183,18 @@ REJECTED = Series(
     "Requests that were refused before the engine saw them, by error code and tenant.",
     ("reason", "tenant"),
 )
+QUOTA_USED = Series(
+    "shadow_tenant_quota_used",
+    "gauge",
+    "Requests or tokens that a tenant uses of a quota now; a minute's come back evenly.",
+    ("tenant", "quota"),
+)
+QUOTA_LIMIT = Series(
+    "shadow_tenant_quota_limit",
+    "gauge",
+    "The tenant's quota: max_concurrent_requests, requests_per_minute or tokens_per_minute.",
+    ("tenant", "quota"),
+)
 STALLED = Series(
     "shadow_engine_stalled_seconds",
     "gauge",
@@ -228,7 +240,7 @@ VLLM_LOADS = Series(
 ALL_SERIES = (
     *(FIRST_TOKEN, INTER_TOKEN, QUEUE, E2E, REQUESTS, TOKENS, RUNNING, WAITING_AGE),
     *(LOADS, WAITS, EVICTIONS, ADAPTERS, PINNED, LEASES, SLOTS, HOST_BYTES),
-    *(REJECTED, STALLED, BUILD),
+    *(REJECTED, QUOTA_USED, QUOTA_LIMIT, STALLED, BUILD),
     *(REQUEST_INFO, LOADED, NUM_GPU, NUM_CPU, MAX_GPU, VLLM_LOADS),
 )
 """The table, in the order of the document."""

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from types import TracebackType
 
 from shadow_server.tenancy.identity import Identity
-from shadow_server.tenancy.limit import TenantLimits
+from shadow_server.tenancy.limit import QuotaUse, TenantLimits
 from shadow_server.tenancy.refusal import Rate, RefusalError
 from shadow_server.tenancy.usage import Reservation, UsageLedger
 
@@ -99,6 +99,10 @@ class Admission:
         limits.leave()
         if limits.num_requests == 0:
             del self._active[tenant]
+
+    def uses(self) -> dict[str, list[QuotaUse]]:
+        """Return what every tenant that has asked so far uses of its request quotas. May be called on any thread."""
+        return {tenant: limits.uses() for tenant, limits in list(self._tenants.items())}
 
     def check_integrity(self) -> None:
         """Raise RuntimeError when an invariant of the class does not hold."""

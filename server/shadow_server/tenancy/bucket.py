@@ -42,6 +42,14 @@ class TokenBucket:
         self._fill()
         return max(0, math.floor(self._level))
 
+    def peek_used(self) -> float:
+        """Return how many tokens are taken now, over the limit where more was charged; changes nothing.
+
+        May be called on any thread, and is then one change off at most.
+        """
+        gained = max(0.0, self._clock() - self._filled_at) * self._limit / _SECONDS
+        return self._limit - min(float(self._limit), self._level + gained)
+
     def set_limit(self, limit: int) -> None:
         """Change the rate; what was taken stays taken."""
         self._fill()

@@ -50,7 +50,7 @@ _REMOVE_TEXT = (
 
 def run_tenants(arguments: Sequence[str]) -> int:
     """Run `shadowserve tenants`: returns 0, or 1 when it cannot be done; exits with 2 on a wrong command line."""
-    parser = _parser()
+    parser = make_parser()
     args = parser.parse_args(list(arguments))
     try:
         return int(args.run(args))
@@ -59,7 +59,8 @@ def run_tenants(arguments: Sequence[str]) -> int:
         return 1
 
 
-def _parser() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command's own words."""
     parser = ArgumentParser(
         prog=_PROGRAM,
         description="Tenants and their keys. A key is shown once, on standard output.",

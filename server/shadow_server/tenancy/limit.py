@@ -7,10 +7,25 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import NamedTuple
 
 from shadow_server.tenancy.bucket import TokenBucket
 from shadow_server.tenancy.quota import NO_QUOTAS, TenantQuotas
 from shadow_server.tenancy.refusal import Rate, RateUnit, RefusalError
+
+
+class QuotaUse(NamedTuple):
+    """How much of one quota a tenant uses now.
+
+    Attributes:
+        quota: its name in the tenants file.
+        used: requests or tokens; a minute's are counted down evenly as they come back.
+        limit: the quota.
+    """
+
+    quota: str
+    used: float
+    limit: int
 
 
 class TenantLimits:
@@ -83,6 +98,17 @@ class TenantLimits:
         if self.tokens is not None:
             found.append(_rate("tokens", self.tokens))
         return tuple(found)
+
+    def uses(self) -> list[QuotaUse]:
+        """Return what is used of each quota of requests. May be called on any thread, and is one change off at most."""
+        found = []
+        if (most := self._quotas.max_concurrent_requests) is not None:
+            found.append(QuotaUse("max_concurrent_requests", self.num_requests, most))
+        if (requests := self._requests) is not None:
+            found.append(QuotaUse("requests_per_minute", requests.peek_used(), requests.limit))
+        if (tokens := self.tokens) is not None:
+            found.append(QuotaUse("tokens_per_minute", tokens.peek_used(), tokens.limit))
+        return found
 
     def _changed(self, bucket: TokenBucket | None, limit: int | None) -> TokenBucket | None:
         if limit is None:

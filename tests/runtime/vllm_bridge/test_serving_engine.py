@@ -202,14 +202,14 @@ async def test_schemas_describe_every_generation_route():
     assert len(schemas["/tokenize"]["anyOf"]) == 2
 
 
-def make_engine(*words, registry=None):
+def make_engine(*words, registry=None, on_shutdown=lambda timeout: None):
     """Return an engine over a client that is never asked for anything."""
     parser = make_parser()
     args = parse(parser, ["base", *words])
     client = SimpleNamespace(
         model_config=SimpleNamespace(max_model_len=64),
         errored=False,
-        shutdown=lambda timeout=None: None,
+        shutdown=lambda timeout=None: on_shutdown(timeout),
         output_processor=OutputProcessor(None, log_stats=True),
     )
     return VllmEngine(client, args, None, ("generate",), registry, EngineControl(client, None))
@@ -298,3 +298,24 @@ async def test_readiness_asks_every_worker():
     engine._client.errored = False
     engine._client.shutdown(timeout=1)
     assert await reason_of([{"active": True}] * 2) == "The server is stopping"
+
+
+async def test_the_engine_stops_when_the_requests_have_ended_and_not_before():
+    told = []
+    engine = make_engine(on_shutdown=lambda timeout: told.append((timeout, next(counts, None))))
+    counts = iter([2, 2, 1, 0])
+    engine.drain_with(lambda: next(counts))
+    await asyncio.to_thread(engine._client.shutdown, timeout=60)
+    ((left, count),) = told
+    assert count is None  # asked until there were none
+    assert 50 < left < 60
+
+
+async def test_requests_have_no_more_than_their_time():
+    told = []
+    engine = make_engine(on_shutdown=told.append)
+    engine.drain_with(lambda: 1)
+    await asyncio.to_thread(engine._client.shutdown, timeout=0.1)
+    assert told == [1.0]  # the processes' own time to end
+    await asyncio.to_thread(engine._client.shutdown)
+    assert told == [1.0, None]

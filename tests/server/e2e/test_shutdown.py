@@ -45,6 +45,55 @@ async def test_sigterm_drains_and_then_aborts(start_server):
         assert await asyncio.to_thread(process.wait) == 0
 
 
+NUM_STREAMS = 24
+
+
+async def test_no_stream_breaks_when_a_loaded_server_is_told_to_stop(start_server):
+    process, _ = start_server("--shutdown-timeout", "120")
+    with process:
+        await asyncio.to_thread(process.wait_until_ready, START_SECONDS)
+        limits = httpx.Limits(max_connections=2 * NUM_STREAMS)
+        async with httpx.AsyncClient(base_url=process.url, timeout=180, limits=limits) as client:
+            ended: list[str] = []
+            busy = asyncio.Event()
+            loops = [
+                asyncio.create_task(stream_until_refused(client, number, ended, busy))
+                for number in range(NUM_STREAMS)
+            ]
+            await busy.wait()
+            os.kill(process.pid, signal.SIGTERM)
+            refused = await until_not_ready(client)
+            assert error_of(refused)["code"] == "not_ready"
+            # Readiness is red while streams still run.
+            assert not all(loop.done() for loop in loops)
+            await asyncio.gather(*loops)
+        assert len(ended) >= 2 * NUM_STREAMS
+        assert {reason for reason in ended if reason != "length"} == set()
+        assert await asyncio.to_thread(process.wait) == 0
+
+
+async def stream_until_refused(client, number, ended, busy):
+    """Stream answer after answer until the server takes no more; note how each one that began has ended."""
+    adapters = ("shout", "french", "json", None)
+    body = {**STREAM, "max_tokens": 40, "adapter": adapters[number % len(adapters)]}
+    while True:
+        text = ""
+        try:
+            async with client.stream("POST", "/v1/completions", json=body) as answer:
+                if answer.status_code != 200:
+                    assert answer.status_code == 503
+                    return
+                async for part in answer.aiter_text():
+                    text += part
+        except httpx.ConnectError:
+            return  # the server has gone: nothing was begun
+        is_whole = text.rstrip().endswith("data: [DONE]")
+        last = json.loads(events(text)[-1][6:])["choices"][0]["finish_reason"]
+        ended.append(last if is_whole else "broken")
+        if len(ended) >= 2 * NUM_STREAMS:
+            busy.set()
+
+
 def events(text):
     return [e for e in text.strip().split("\n\n") if not e.endswith("[DONE]")]
 

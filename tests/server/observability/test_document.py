@@ -33,4 +33,5 @@ async def test_every_series_of_the_table_is_shown_with_its_type_labels_and_meani
         for sample in family.samples:
             assert set(sample.labels) - {"le"} == set(series.labels), name
     silent = {name for name, family in shown.items() if not family.samples}
-    assert silent == {"shadow_requests_rejected_total"}
+    quotas = {"shadow_tenant_quota_used", "shadow_tenant_quota_limit"}
+    assert silent == {"shadow_requests_rejected_total"} | quotas
