@@ -11,16 +11,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
+import httpx
 import typer
 
-from shadow_client import Client, RetryPolicy
+from shadow_client import AsyncClient, Client, RetryPolicy
 from shadow_client.client import KEY_VARIABLE, URL_VARIABLE
 from shadow_client.session import DEFAULT_URL
 
 # A person waits: less patient than a program.
 _RETRY = RetryPolicy(first_wait_seconds=0.2)
 
-COMMANDS_WITH_KEY = ("adapters", "chat", "doctor", "top")
+COMMANDS_WITH_KEY = ("adapters", "bench", "chat", "doctor", "top")
 
 Url = Annotated[str, typer.Option("--url", envvar=URL_VARIABLE, help="The server's address.")]
 Key = Annotated[
@@ -51,11 +52,30 @@ def connect(
         FileNotFoundError: there is no key file.
         typer.BadParameter: the address is none.
     """
+    return Client(_check(url), _read_key(key, key_file), retry=retry or _RETRY)
+
+
+def connect_many(url: str, key: str | None, key_file: Path | None) -> AsyncClient:
+    """Return a client that sends as much at once as it is told to, and repeats nothing; raises as `connect` does."""
+    transport = httpx.AsyncHTTPTransport(limits=httpx.Limits(max_connections=None))
+    return AsyncClient(
+        _check(url),
+        _read_key(key, key_file),
+        retry=RetryPolicy(max_retries=0),
+        transport=transport,
+    )
+
+
+def _check(url: str) -> str:
     if not url.startswith(("http://", "https://")):
         raise typer.BadParameter(f"{url!r} is no address: it begins with http:// or https://")
+    return url.rstrip("/")
+
+
+def _read_key(key: str | None, key_file: Path | None) -> str | None:
     if key_file is not None:
         key = key_file.read_text(encoding="utf-8").partition("\n")[0].strip()
-    return Client(url.rstrip("/"), key or None, retry=retry or _RETRY)
+    return key or None
 
 
 def keep_key_out_of_the_process_list(words: Sequence[str]) -> None:

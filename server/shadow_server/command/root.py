@@ -14,7 +14,7 @@ from typing import Annotated
 import typer
 
 from shadow_client import ApiError, ShadowClientError
-from shadow_server.command import adapters, chat, doctor, top
+from shadow_server.command import adapters, bench, chat, doctor, top
 from shadow_server.command.exit_code import ExitCode, exit_code_of, hint_of
 from shadow_server.command.local import RefusedError
 
@@ -54,6 +54,7 @@ def tenants(words: Words = None) -> None:
 
 app.command()(chat.chat)
 app.command()(top.top)
+app.command()(bench.bench)
 app.command()(doctor.doctor)
 
 
