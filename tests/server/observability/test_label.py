@@ -87,10 +87,25 @@ def test_equally_busy_keys_do_not_take_turns():
         assert "b" not in world.scrape(30)
 
 
+def test_a_challenger_counts_only_after_its_row_was_shown_at_zero():
+    world = World(1)
+    world.request("a", 1)
+    world.request("b", 9)
+    world.scrape()
+    world.now += 60
+    world.rows.rebalance()
+    world.request("b", 3)  # while the scrape is being written
+    assert [(key, row.value) for key, row in world.rows.shown()] == [("b", 0)]
+    world.rows.settle()
+    assert world.rest.value == 12
+    world.request("b", 2)
+    assert world.scrape() == {"b": 2, "rest": 12}
+
+
 def test_old_traffic_is_forgotten():
     world = World(1)
     world.request("old", 5000)
-    world.request("new", 4096 * 4)
+    world.request("new", 6000)  # not twice as many, but the others are long ago
     for _ in range(4):
         shown = world.scrape(60)
     assert set(shown) == {"new", "rest"}
