@@ -1,7 +1,11 @@
 """Client of a ShadowServe server. Imports neither the runtime nor torch, so that it loads in milliseconds.
 
-`Client` and `AsyncClient` are where to begin; `shadow_client.testing` replaces the server in your own tests.
+`Client` and `AsyncClient` are where to begin; `shadow_client.testing` replaces the server in your own tests. What needs
+httpx is imported when it is first named: a program that only catches the errors does not wait for it.
 """
+
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 from shadow_client.adapter import (
     Adapter,
@@ -13,8 +17,6 @@ from shadow_client.adapter import (
     Progress,
     Validation,
 )
-from shadow_client.async_client import AsyncClient
-from shadow_client.client import Client
 from shadow_client.error import (
     AdapterNotReadyError,
     ApiError,
@@ -27,7 +29,11 @@ from shadow_client.error import (
 from shadow_client.generation import ChatCompletion, Completion, Message, Usage
 from shadow_client.info import RateLimit, ResponseInfo
 from shadow_client.retry import RetryPolicy
-from shadow_client.stream import AsyncStream, Stream
+
+if TYPE_CHECKING:
+    from shadow_client.async_client import AsyncClient
+    from shadow_client.client import Client
+    from shadow_client.stream import AsyncStream, Stream
 
 __version__ = "0.1.0"
 
@@ -60,3 +66,20 @@ __all__ = [
     "Validation",
     "__version__",
 ]
+
+_HOMES = {
+    "AsyncClient": "async_client",
+    "AsyncStream": "stream",
+    "Client": "client",
+    "Stream": "stream",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOMES})

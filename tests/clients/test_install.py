@@ -38,5 +38,15 @@ def test_an_absent_module_is_noticed():
     assert "ModuleNotFoundError: httpx" in done.stderr
 
 
+def test_errors_are_there_without_httpx():
+    program = (
+        "import sys; from shadow_client import ApiError; from shadow_client.error_code import *;"
+        "assert 'httpx' not in sys.modules; import shadow_client; shadow_client.Client;"
+        "assert 'httpx' in sys.modules; assert 'Client' in dir(shadow_client);"
+        "hasattr(shadow_client, 'Nonsense') and sys.exit('nonsense')"
+    )
+    assert run(program).stderr == ""
+
+
 def test_the_client_is_typed():
     assert (ROOT / "clients/shadow_client/py.typed").exists()
