@@ -58,7 +58,7 @@ class DemoAnswer:
 
 def run_demo(arguments: Sequence[str]) -> int:
     """Run the command; 0 when every answer is the expected one or after serving."""
-    args = _parser().parse_args(list(arguments))
+    args = make_parser().parse_args(list(arguments))
     console = Console()
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     folder = Path(tempfile.mkdtemp(prefix="shadowserve-demo-"))
@@ -201,7 +201,8 @@ With the openai client:
 """
 
 
-def _parser() -> ArgumentParser:
+def make_parser() -> ArgumentParser:
+    """Return the parser of the command's own words."""
     parser = ArgumentParser("shadowserve demo", description="Serve and try the shipped demo.")
     parser.add_argument("--once", action="store_true", help="exit after the table")
     parser.add_argument("--port", type=int, default=8000, help="default: 8000")

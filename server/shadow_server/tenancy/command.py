@@ -69,7 +69,10 @@ def make_parser() -> ArgumentParser:
 
     def add(name: str, run: Callable[[Namespace], int], text: str) -> ArgumentParser:
         command = commands.add_parser(name, help=text, description=text)
-        command.add_argument("--tenants-file", type=Path, required=True, metavar="FILE")
+        file_help = "The file of the server's --tenants-file. Required."
+        command.add_argument(
+            "--tenants-file", type=Path, required=True, metavar="FILE", help=file_help
+        )
         command.set_defaults(run=run, refuse=command.error)
         return command
 
