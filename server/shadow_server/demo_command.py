@@ -76,7 +76,8 @@ def run_demo(arguments: Sequence[str]) -> int:
 
 def _show(console: Console, server: ServerProcess, *, is_once: bool) -> int:
     console.print(f"Starting the server (log: {server.log_path})", highlight=False)
-    seconds = server.wait_until_ready(_START_LIMIT_SECONDS)
+    with console.status("Loading the base and five adapters"):  # nothing, off a terminal
+        seconds = server.wait_until_ready(_START_LIMIT_SECONDS)
     console.print(f"Ready after {seconds:.0f} s at {server.url}", highlight=False)
     prompts = demo_prompts()[:_NUM_PROMPTS]
     answers = asyncio.run(ask_all(server.url, prompts, [None, *demo_adapter_paths()]))

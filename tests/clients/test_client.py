@@ -304,3 +304,27 @@ def test_the_two_clients_have_the_same_methods(plain, asynchronous):
 def test_every_error_is_importable_from_one_place():
     for name in shadow_client.__all__:
         assert getattr(shadow_client, name) is not None
+
+
+def test_the_mock_server_serves_openai_too(mock):
+    import openai
+
+    mock.publish("support")
+    http_client = httpx.Client(transport=mock.transport())
+    with openai.OpenAI(base_url="http://mock/v1", api_key="x", http_client=http_client) as client:
+        answer = client.completions.create(
+            model="mock-base", prompt="hi", extra_body={"adapter": "support"}
+        )
+        assert answer.choices[0].text == "[support] hi"
+        assert {model.id for model in client.models.list()} == {"mock-base", "support"}
+        with pytest.raises(openai.NotFoundError):
+            client.completions.create(model="nobody", prompt="hi")
+
+
+def test_the_documents_example_runs(tmp_path):
+    from source_tree import ROOT
+
+    block = (ROOT / "docs" / "client.md").read_text().split("```python\n")[-1].split("```")[0]
+    names: dict = {}
+    exec(compile(block, "client.md", "exec"), names)
+    names["test_my_program"]()
