@@ -26,7 +26,8 @@ from shadow_server.observability.quota import QuotaGauges
 from shadow_server.observability.rejection import RequestRejections
 from shadow_server.observability.request import RequestMetrics
 from shadow_server.observability.residency import ResidencyGauges
-from shadow_server.openai.generation import RequestLog, attach_generation
+from shadow_server.openai.account import RequestLog
+from shadow_server.openai.generation import attach_generation
 from shadow_server.openai.models import models_router
 from shadow_server.openapi import attach_openapi
 from shadow_server.settings import ServerSettings

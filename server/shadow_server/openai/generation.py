@@ -23,14 +23,12 @@ from shadow_server.engine import (
     AdapterEntry,
     Engine,
     Lease,
-    RequestOrigin,
     RequestTag,
     runtime_errors,
 )
 from shadow_server.errors import ApiError
 from shadow_server.middleware.request_id import internal_id_of
-from shadow_server.observability.rejection import RequestRejections
-from shadow_server.observability.request import RequestMetrics
+from shadow_server.openai.account import RequestAccount, RequestLog
 from shadow_server.openai.body import check_cache_salt, read_json_object
 from shadow_server.openai.connection import lease_while_connected
 from shadow_server.openai.estimate import estimate_tokens
@@ -51,39 +49,9 @@ _CLIENT_LEFT_STATUS = 499
 Handler = Callable[[dict[str, Any], Request, AdapterEntry | None, RequestTag], Awaitable[Response]]
 
 
-UNRESOLVED = ""
-"""Stands for the adapter of a request that ended before it was known; it counts among those without a label."""
-
-
-@dataclass(frozen=True, slots=True)
-class RequestLog:
-    """Where requests are counted.
-
-    Attributes:
-        rejections: those that were not admitted.
-        requests: all of them.
-    """
-
-    rejections: RequestRejections
-    requests: RequestMetrics
-
-
-@dataclass(slots=True)
-class _Account:
-    """One request's entry in the log."""
-
-    requests: RequestMetrics
-    origin: RequestOrigin
-
-    def begin(self, entry: AdapterEntry | None) -> None:
-        adapter = None if entry is None else entry.name.display
-        self.origin = RequestOrigin(adapter, self.origin.tenant)
-        self.requests.begin(self.origin)
-
-
 @dataclass(frozen=True, slots=True)
 class _Call:
-    account: _Account
+    account: RequestAccount | None
     body: dict[str, Any]
     request: Request
     send: Send
@@ -128,24 +96,40 @@ class GenerationEndpoint:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, resolve, lease, answer, release."""
         identity = identity_of(scope)
-        watch, account = AnswerWatch(send), self._open_account(identity)
+        if not self._generates:
+            await self._serve(identity, scope, receive, send)
+            return
+        account, watch = RequestAccount(self._log, scope, identity.tenant), AnswerWatch(send)
         error: BaseException | None = None
         try:
             await self._serve(identity, scope, receive, watch, account)
         except BaseException as raised:
             error = raised
-            if isinstance(raised, RefusalError):
-                self._log.rejections.count(raised.code, identity.tenant)
             raise
         finally:
-            if self._generates:
-                self._log.requests.end(account.origin, watch.outcome(error))
-
-    def _open_account(self, identity: Identity) -> _Account:
-        return _Account(self._log.requests, RequestOrigin(UNRESOLVED, identity.tenant))
+            account.close(watch, error)
 
     async def _serve(
-        self, identity: Identity, scope: Scope, receive: Receive, send: Send, account: _Account
+        self,
+        identity: Identity,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        account: RequestAccount | None = None,
+    ) -> None:
+        try:
+            await self._admit(identity, scope, receive, send, account)
+        except RefusalError as refusal:
+            self._log.rejections.count(refusal.code, identity.tenant)
+            raise
+
+    async def _admit(
+        self,
+        identity: Identity,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        account: RequestAccount | None,
     ) -> None:
         with self.admission.admit(identity) as ticket:
             request = Request(scope, receive, send)
@@ -199,7 +183,7 @@ class GenerationEndpoint:
         return await adapters.lease(asked.name, asked.version)
 
     async def _answer(self, call: _Call, entry: AdapterEntry | None) -> None:
-        if self._generates:
+        if call.account is not None:
             call.account.begin(entry)
         try:
             response = await self._handler(call.body, call.request, entry, call.tag)

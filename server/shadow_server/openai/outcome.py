@@ -11,7 +11,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.types import Message, Send
 
 from shadow_server.engine import runtime_errors
-from shadow_server.errors import ApiError, rule_of
+from shadow_server.errors import CODE_RULES, ApiError, rule_of
 from shadow_server.observability.request import Outcome
 from shadow_server.tenancy.refusal import RefusalError
 
@@ -40,6 +40,12 @@ class AnswerWatch:
             self._status = message["status"]
         await self._send(message)
 
+    def status(self, error: BaseException | None) -> int:
+        """Return the status of the answer; `error` is what the application raised, which others make an answer of."""
+        if self._status is not None:
+            return self._status
+        return _CLIENT_LEFT_STATUS if error is None else _status_of(error)
+
     def outcome(self, error: BaseException | None) -> Outcome:
         """Return how it ended; `error` is what the application raised, None for nothing."""
         if error is not None:
@@ -51,7 +57,7 @@ class AnswerWatch:
 
 def _status_of(error: BaseException) -> int:
     if isinstance(error, RefusalError):
-        return 429
+        return CODE_RULES[error.code].status
     if isinstance(error, ApiError):
         return error.rule.status
     if isinstance(error, runtime_errors.ShadowError):

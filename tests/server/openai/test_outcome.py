@@ -9,6 +9,7 @@ from fake_server import until
 from shadow_server.engine import runtime_errors
 from shadow_server.errors import ApiError
 from shadow_server.openai.outcome import AnswerWatch
+from shadow_server.tenancy.refusal import RefusalError
 
 
 async def outcomes(server):
@@ -97,3 +98,10 @@ async def test_outcomes(messages, error, outcome):
         await watch(message)
     assert len(sent) == len(messages)
     assert watch.outcome(error) == outcome
+
+
+def test_a_refusal_has_the_status_that_its_client_sees():
+    watch = AnswerWatch(None)
+    for code, status in (("rate_limit_exceeded", 429), ("server_overloaded", 503)):
+        refusal = RefusalError(code, "later", 1.0, ())
+        assert (watch.status(refusal), watch.outcome(refusal)) == (status, "rejected")
