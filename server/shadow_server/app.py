@@ -16,6 +16,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from shadow_server.admin.adapter import AdapterAdmin
 from shadow_server.admin.level import LevelRefresh
+from shadow_server.console_page import console_router
 from shadow_server.engine import Engine
 from shadow_server.error_shape import attach_errors
 from shadow_server.health import health_router
@@ -61,11 +62,14 @@ def build_app(
     app.include_router(models_router(engine, int(datetime.now(UTC).timestamp())))
     app.include_router(AdapterAdmin(engine, settings).router())
     app.include_router(health_router(engine))
+    app.include_router(console_router())
     run_beside(app, LevelRefresh(engine.adapters).keep_fresh)
     attach_openapi(app, engine)
     if tenants is not None:
         attach_tenants(app, tenants, rejections)
-    # Outermost last: the id, then the one error shape, then the keys.
+    if engine.is_traced:
+        attach_traces(app)
+    # Outermost last: the id, then the one error shape, then the spans, then the keys.
     attach_errors(app, settings)
     app.add_middleware(RequestIdMiddleware)
     return app
@@ -82,6 +86,14 @@ def observe_engine(
     for collector in (requests, events, AdapterGauges(engine.adapters), ResidencyGauges(engine)):
         registry.register(collector)
     return requests
+
+
+def attach_traces(app: FastAPI) -> None:
+    """Open a span for each request for generation."""
+    # OpenTelemetry comes with the engine, and a server without traces does without it.
+    from shadow_server.middleware.trace import TraceMiddleware
+
+    app.add_middleware(TraceMiddleware)
 
 
 def make_admission(settings: ServerSettings, *, is_shared: bool) -> Admission:

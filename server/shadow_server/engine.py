@@ -183,6 +183,11 @@ class Engine(Protocol):
         ...
 
     @property
+    def is_traced(self) -> bool:
+        """Whether spans are exported: OpenTelemetry is there and set up then."""
+        ...
+
+    @property
     def num_adapter_slots(self) -> int:
         """Places for adapters in device memory, those for pins included."""
         ...

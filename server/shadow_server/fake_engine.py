@@ -102,7 +102,7 @@ class FakeEngine:
         unready_reason: what the engine reports of itself.
         num_aborted: answers that were cancelled at the gate.
         tags: the tag of every request, in the order of their arrival.
-        last_output_at: see `Engine`.
+        last_output_at, is_traced: see `Engine`.
         stall: holds every probe back until it is set; None lets them through.
         num_probes: probes that were asked for.
         running: what `sequences` returns.
@@ -127,6 +127,7 @@ class FakeEngine:
         self.num_aborted = 0
         self.tags: list[RequestTag] = []
         self.registry = registry
+        self.is_traced = False
         self.last_output_at: float | None = None
         self.stall: asyncio.Event | None = None
         self.num_probes = 0

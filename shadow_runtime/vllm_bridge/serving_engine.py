@@ -53,6 +53,7 @@ from shadow_runtime.vllm_bridge.serving_request import (
     RequestSink,
     adapter_name,
 )
+from shadow_runtime.vllm_bridge.serving_trace import observe_traces
 from shadow_runtime.vllm_bridge.serving_usage import UsageSink, observe_usage
 from shadow_runtime.vllm_bridge.version import installed_version
 
@@ -139,6 +140,8 @@ class VllmEngine:
         self.base_root: str = args.model
         self.max_model_len: int = client.model_config.max_model_len
         self._observer = RequestObserver(client.output_processor)  # type: ignore[attr-defined]
+        self.is_traced = args.otlp_traces_endpoint is not None
+        observe_traces(client.output_processor)  # type: ignore[attr-defined]
         _drop_request_info(client)
         self._watch_shutdown()
 

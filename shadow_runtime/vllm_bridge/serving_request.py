@@ -137,6 +137,12 @@ class RequestObserver:
         ]
 
 
+def find_origin(req_state: Any) -> RequestOrigin | None:
+    """Return what a sequence in the engine is counted under, None for a probe of the server's own."""
+    found: RequestOrigin | None = getattr(req_state, _ORIGIN, _UNKNOWN)
+    return found
+
+
 def _origin_of(request: Any, state: Any) -> RequestOrigin:
     params = request.sampling_params
     fields = {} if params is None else params.extra_args or {}

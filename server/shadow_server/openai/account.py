@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Protocol
 
 from starlette.types import Scope
 
@@ -14,11 +15,26 @@ from shadow_server.engine import AdapterEntry, RequestOrigin
 from shadow_server.middleware.request_id import internal_id_of, shown_id_of
 from shadow_server.observability.record import RequestRecord, write_record
 from shadow_server.observability.rejection import RequestRejections
-from shadow_server.observability.request import RequestMetrics
+from shadow_server.observability.request import Outcome, RequestMetrics
 from shadow_server.openai.outcome import AnswerWatch
+
+SPAN_KEY = "shadow.span"
+"""Where the scope of a traced request has its span."""
 
 UNRESOLVED = ""
 """Stands for the adapter of a request that ended before it was known; it counts among those without a label."""
+
+
+class RequestSpan(Protocol):
+    """What a trace is told of a request; see `middleware.trace`."""
+
+    def add_wait(self, seconds: float, adapter: str) -> None:
+        """A wait for an adapter ended just now."""
+        ...
+
+    def describe(self, record: RequestRecord) -> None:
+        """The request has ended."""
+        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +58,7 @@ class RequestAccount:
         self._scope = scope
         self._origin = RequestOrigin(UNRESOLVED, tenant)
         self._entry: AdapterEntry | None = None
+        self._span: RequestSpan | None = scope.get(SPAN_KEY)
         self._arrived_at = time.monotonic()
 
     def begin(self, entry: AdapterEntry | None) -> None:
@@ -55,18 +72,27 @@ class RequestAccount:
         """Count and log how it ended; `error` is what was raised, None for nothing."""
         outcome = watch.outcome(error)
         self._log.requests.end(self._origin, outcome)
+        record = self._record(outcome, watch.status(error))
+        write_record(record)
+        if self._span is not None:
+            self._span.describe(record)
+
+    def note_lease(self, asked_at: float, adapter: str) -> None:
+        """Note that an adapter that was asked for at `asked_at`, by the monotonic clock, is there or will not come."""
+        if self._span is not None:
+            self._span.add_wait(time.monotonic() - asked_at, adapter)
+
+    def _record(self, outcome: Outcome, status: int) -> RequestRecord:
         entry = self._entry
-        write_record(
-            RequestRecord(
-                request_id=shown_id_of(self._scope),
-                engine_request_id=internal_id_of(self._scope),
-                path=self._scope["path"],
-                tenant=self._origin.tenant,
-                adapter=self._origin.adapter or None,
-                adapter_version=None if entry is None else entry.version,
-                adapter_digest=None if entry is None else entry.digest,
-                outcome=outcome,
-                status=watch.status(error),
-                seconds=round(time.monotonic() - self._arrived_at, 6),
-            )
+        return RequestRecord(
+            request_id=shown_id_of(self._scope),
+            engine_request_id=internal_id_of(self._scope),
+            path=self._scope["path"],
+            tenant=self._origin.tenant,
+            adapter=self._origin.adapter or None,
+            adapter_version=None if entry is None else entry.version,
+            adapter_digest=None if entry is None else entry.digest,
+            outcome=outcome,
+            status=status,
+            seconds=round(time.monotonic() - self._arrived_at, 6),
         )

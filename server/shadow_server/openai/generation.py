@@ -9,6 +9,7 @@ Runs in: API process.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -166,11 +167,15 @@ class GenerationEndpoint:
             call.ticket.take_tokens(call.tag.tag, num_tokens)
 
     async def _lease(self, call: _Call, identity: Identity, asked: AskedAdapter) -> Lease | None:
+        asked_at = time.monotonic()
         try:
             lease = self._acquire(call.ticket, identity, asked)
             return await lease_while_connected(lease, call.request.receive)
         except runtime_errors.AdapterNotFoundError:
             raise adapter_not_found(asked.text) from None
+        finally:
+            if call.account is not None:
+                call.account.note_lease(asked_at, asked.name.display)
 
     async def _acquire(self, ticket: Ticket, identity: Identity, asked: AskedAdapter) -> Lease:
         adapters, most = self._engine.adapters, identity.quotas.max_resident_adapters
