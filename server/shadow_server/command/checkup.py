@@ -139,7 +139,8 @@ def _ask_smi() -> list[str]:
     done = subprocess.run(  # noqa: S603 - a fixed command line
         command, capture_output=True, text=True, timeout=_SMI_SECONDS, check=True
     )
-    return [line.strip() for line in done.stdout.splitlines() if line.strip()]
+    rows = [line.split(",") for line in done.stdout.splitlines() if line.count(",") == 2]
+    return [f"{name.strip()}, driver {driver.strip()},{memory}" for name, driver, memory in rows]
 
 
 def check_kernels() -> Finding:

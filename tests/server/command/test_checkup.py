@@ -50,7 +50,12 @@ ABSENT = FileNotFoundError("nvidia-smi")
         ("gpu", ABSENT, Status.FAILURE, "FileNotFoundError"),
         ("gpu", subprocess.TimeoutExpired("x", 1), Status.FAILURE, "TimeoutExpired"),
         ("gpu", "", Status.FAILURE, "lists none"),
-        ("gpu", "NVIDIA H100, 575.57, 81559 MiB\n", Status.OK, "575.57"),
+        (
+            "gpu",
+            "NVIDIA H100, 575.57, 81559 MiB\n",
+            Status.OK,
+            "NVIDIA H100, driver 575.57, 81559 MiB",
+        ),
         ("cpu", "NVIDIA H100, 575.57, 81559 MiB\n", Status.WARNING, "CPU engine"),
     ],
 )
