@@ -54,6 +54,14 @@ def test_values_files_make_every_kind_that_the_chart_has():
     assert made >= CUSTOM_KINDS | {"HorizontalPodAutoscaler", "Ingress", "Job", "NetworkPolicy"}
 
 
+def test_no_template_is_dead():
+    texts = [Release(*values.values).texts for values in CASES]
+    used = {path.partition("/")[2] for made in texts for path, text in made.items() if text.strip()}
+    templates = {str(path.relative_to(CHART)) for path in CHART.glob("templates/**/*.yaml")}
+
+    assert templates - used == {"templates/validate.yaml"}
+
+
 @pytest.mark.parametrize("values", CASES)
 def test_objects_have_the_release_in_their_names_and_labels(values):
     for made in Release(values).objects:
