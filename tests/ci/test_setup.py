@@ -61,6 +61,27 @@ def test_unknown_engine_is_refused(tmp_path: Path):
     assert result.stderr == "setup: ENGINE is 'tpu'; it must be auto, cpu or gpu\n"
 
 
+# Makes an environment with itself as the interpreter, and notes what pip is told.
+INSTALLER = """case "$*" in
+  "-m venv"*) mkdir -p "$VENV/bin" && cp "$0" "$VENV/bin/python" ;;
+  "-m pip"*) echo "$*" >>"$VENV/../pip" ;;
+  "-") cat >/dev/null ;;
+esac"""
+
+
+@pytest.mark.parametrize(
+    ("purpose", "wanted"), [("development", "-e .[server] --group dev"), ("image", ".[server]")]
+)
+def test_an_image_gets_the_package_alone(tmp_path: Path, interpreter, purpose: str, wanted: str):
+    venv = tmp_path / "venv"
+
+    result = set_up(venv, PYTHON=interpreter("python3", INSTALLER), PURPOSE=purpose)
+
+    assert result.returncode == 0, result.stderr
+    told = (tmp_path / "pip").read_text().splitlines()[-1]
+    assert told.endswith(f"-c {venv}/constraints.txt {wanted}")
+
+
 def test_unknown_purpose_is_refused(tmp_path: Path):
     result = set_up(tmp_path / "venv", PURPOSE="fun")
 

@@ -1,0 +1,49 @@
+"""HEALTHCHECK goes by readiness."""
+
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from source_tree import ROOT
+
+
+@pytest.fixture
+def server():
+    """Serve a status on /health/ready; yields a setter and the port."""
+
+    class Handler(BaseHTTPRequestHandler):
+        status = 200
+
+        def do_GET(self):
+            self.send_response(self.status if self.path == "/health/ready" else 404)
+            self.end_headers()
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield Handler, running.server_port
+        running.shutdown()
+        thread.join()
+
+
+def check(port: int) -> int:
+    command = [sys.executable, ROOT / ".docker/healthcheck.py"]
+    return subprocess.run(command, env={"PORT": str(port)}, check=False).returncode
+
+
+@pytest.mark.parametrize(("status", "code"), [(200, 0), (503, 1), (404, 1)])
+def test_ready_is_healthy_and_nothing_else_is(server, status, code):
+    handler, port = server
+    handler.status = status
+
+    assert check(port) == code
+
+
+def test_nobody_there_is_not_healthy():
+    assert check(9) == 1
