@@ -68,7 +68,7 @@ def build_app(
     if tenants is not None:
         attach_tenants(app, tenants, rejections)
     if engine.is_traced:
-        attach_traces(app)
+        attach_traces(app, engine)
     # Outermost last: the id, then the one error shape, then the spans, then the keys.
     attach_errors(app, settings)
     app.add_middleware(RequestIdMiddleware)
@@ -88,11 +88,12 @@ def observe_engine(
     return requests
 
 
-def attach_traces(app: FastAPI) -> None:
-    """Open a span for each request for generation."""
+def attach_traces(app: FastAPI, engine: Engine) -> None:
+    """Open a span for each request for generation, and one for each load of an adapter."""
     # OpenTelemetry comes with the engine, and a server without traces does without it.
-    from shadow_server.middleware.trace import TraceMiddleware
+    from shadow_server.middleware.trace import TracedEvents, TraceMiddleware
 
+    engine.adapters.events = TracedEvents(engine.adapters.events)
     app.add_middleware(TraceMiddleware)
 
 

@@ -9,13 +9,16 @@ begin with `shadow.`. Neither prompts nor answers nor keys are in them.
 
 from __future__ import annotations
 
+from contextvars import ContextVar
 from datetime import UTC, datetime
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from shadow_server.engine import LoadSource, RegistryEvents
 from shadow_server.middleware.access import route_path
 from shadow_server.observability.record import RequestRecord
 from shadow_server.openai.account import SPAN_KEY
@@ -47,14 +50,7 @@ class RequestSpan:
         """Add a span for a wait for an adapter that ended just now; short ones are no waits."""
         if seconds < _MIN_WAIT_SECONDS:
             return
-        end = int(datetime.now(UTC).timestamp() * 1e9)
-        child = trace.get_tracer(__name__).start_span(
-            "adapter_wait",
-            context=trace.set_span_in_context(self.span),
-            start_time=end - int(seconds * 1e9),
-            attributes={"shadow.adapter.name": adapter},
-        )
-        child.end(end)
+        _write_past("adapter_wait", seconds, self, {"shadow.adapter.name": adapter})
 
     def describe(self, record: RequestRecord) -> None:
         """Write how the request ended into the span."""
@@ -73,6 +69,38 @@ class RequestSpan:
         self.span.set_attributes({k: v for k, v in attributes.items() if v is not None})
         if record.outcome == "error":
             self.span.set_status(Status(StatusCode.ERROR))
+
+
+_running: ContextVar[RequestSpan | None] = ContextVar("running", default=None)
+"""The traced request of this context; the tasks that it starts inherit it, a load of its adapter among them."""
+
+
+def _write_past(
+    name: str, seconds: float, parent: RequestSpan | None, attributes: dict[str, str]
+) -> None:
+    """Write a span that ended just now; without a parent it is a trace of its own."""
+    end = int(datetime.now(UTC).timestamp() * 1e9)
+    span = trace.get_tracer(__name__).start_span(
+        name,
+        context=Context() if parent is None else trace.set_span_in_context(parent.span),
+        start_time=end - int(seconds * 1e9),
+        attributes=attributes,
+    )
+    span.end(end)
+
+
+class TracedEvents:
+    """Writes a span for each load of an adapter, below the request that asked for it, and passes all events on."""
+
+    def __init__(self, inner: RegistryEvents) -> None:
+        self._inner = inner
+        self.on_evict, self.on_wait = inner.on_evict, inner.on_wait
+
+    def on_load(self, seconds: float, source: LoadSource, result: str) -> None:
+        """See `RegistryEvents`."""
+        self._inner.on_load(seconds, source, result)
+        attributes = {"shadow.load.source": source, "shadow.load.result": result}
+        _write_past("adapter_load", seconds, _running.get(), attributes)
 
 
 class TraceMiddleware:
@@ -104,6 +132,7 @@ class TraceMiddleware:
         rest = [header for header in scope["headers"] if header[0] not in _HEADERS]
         # In place: error handlers outside have the same scope.
         scope["headers"], scope[SPAN_KEY] = rest + own, span
+        _running.set(span)
 
         async def send_with_parent(message: Message) -> None:
             if message["type"] == "http.response.start":
