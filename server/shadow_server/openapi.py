@@ -60,6 +60,13 @@ _NAME = {
     "description": "A name; a tenant and a slash may stand before it.",
     "schema": {"type": "string", "minLength": 1},
 }
+_FILE = {
+    "name": "file",
+    "in": "path",
+    "required": True,
+    "description": "A file's name.",
+    "schema": {"type": "string", "minLength": 1},
+}
 
 
 def attach_openapi(app: FastAPI, engine: Engine) -> None:
@@ -115,8 +122,9 @@ def _describe(operation: Operation, bodies: Mapping[str, dict[str, Any]]) -> dic
     if not operation.is_open:
         # A server without tenants takes no key.
         described["security"] = [{"key": []}, {}]
-    if "{name}" in operation.path:
-        described["parameters"] = [_NAME]
+    parameters = [p for p in (_NAME, _FILE) if f"{{{p['name']}}}" in operation.path]
+    if parameters:
+        described["parameters"] = parameters
     if operation.body:
         described["requestBody"] = {
             "required": operation.is_body_required,

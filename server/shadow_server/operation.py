@@ -112,6 +112,9 @@ _GENERATE = (
 _CARD = ((JSON, schema.AdapterCard),)
 _ONE = Answer(200, "The adapter.", _CARD)
 _DONE = Answer(200, "A sentence that vLLM's clients look for.", ((TEXT, None),))
+_CONSOLE_FILES = tuple(
+    (media_type, None) for media_type in ("text/css", "text/javascript", "image/svg+xml")
+)
 _OBJECT = Answer(200, "As the engine has it.")
 
 
@@ -218,6 +221,21 @@ OPERATIONS = (
     _probe("/version", "The engine's version."),
     _probe("/load", "Requests that the engine has now."),
     _probe("/metrics", "Prometheus series.", answer=Answer(200, "Series.", ((TEXT, None),))),
+    Operation(
+        "get",
+        "/console",
+        "The console: adapters, tenants and a playground for people.",
+        (Answer(200, "A page.", (("text/html", None),)),),
+        is_open=True,
+    ),
+    Operation(
+        "get",
+        "/console/{file}",
+        "A file that the console is made of.",
+        (Answer(200, "The file.", _CONSOLE_FILES),),
+        ("not_found",),
+        is_open=True,
+    ),
     _probe("/openapi.json", "This document."),
     _probe(
         "/docs", "This document for people.", answer=Answer(200, "A page.", (("text/html", None),))

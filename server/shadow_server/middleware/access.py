@@ -16,6 +16,9 @@ ROUTE_ACCESS: dict[str, Access] = {
     # Probes: whoever runs the container asks, and has no key.
     "/health/live": "public",
     "/health/ready": "public",
+    # Files that hold no data; what the page shows it asks for with its user's key.
+    "/console": "public",
+    "/console/{file}": "public",
     # Nothing about other tenants.
     "/health": "user",
     "/ping": "user",

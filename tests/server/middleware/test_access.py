@@ -8,7 +8,7 @@ from starlette._utils import get_route_path
 from fake_tenants import route_paths
 from shadow_server.middleware.access import ROUTE_ACCESS, find_access, route_path
 
-PUBLIC = {"/health/live", "/health/ready"}
+PUBLIC = {"/health/live", "/health/ready", "/console", "/console/{file}"}
 
 
 def test_the_table_knows_every_route_of_the_application(server):
@@ -25,7 +25,7 @@ def test_the_table_knows_no_route_that_is_gone(server):
         assert sample in paths, template
 
 
-def test_only_probes_are_public_and_only_operators_see_all_tenants():
+def test_only_probes_and_the_console_are_public_and_only_operators_see_all_tenants():
     by_access = {}
     for template, access in ROUTE_ACCESS.items():
         by_access.setdefault(access, set()).add(template)
@@ -51,6 +51,9 @@ def test_only_probes_are_public_and_only_operators_see_all_tenants():
         "/invocations",
         "/sleep",
         "/metricsx",
+        "/console/",
+        "/console/a/b",
+        "/consolex",
         "/v1/models/{name:path}x\n",
         "/{name:path}",
     ],
