@@ -109,7 +109,7 @@ def _add_limit_arguments(group: _ArgumentGroup) -> None:
             float,
             "How long a delete waits for requests before it answers 202.",
         ),
-        ("max_adapter_labels", _whole, "Adapters with latency series of their own."),
+        ("max_adapter_labels", _whole, "Adapters of a tenant with series of their own."),
     ):
         flag, default = f"--{name.replace('_', '-')}", getattr(defaults, name)
         group.add_argument(flag, type=kind, default=default, metavar="N", help=text)
