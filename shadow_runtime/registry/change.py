@@ -26,9 +26,11 @@ from shadow_runtime.catalog.record import (
     VersionRecord,
 )
 from shadow_runtime.errors import (
+    AdapterError,
     AdapterLoadingError,
     AdapterNotFoundError,
     CapacityError,
+    DigestMismatchError,
     StorageError,
 )
 from shadow_runtime.registry.background import Background
@@ -112,7 +114,8 @@ class AdapterChanges:
                 await self._follower.sync()
                 manifest = await _validate(staged, validator, asked.report)
                 await self._check_allowed(asked, manifest)
-                manifest, stored = await self._shelf.keep(staged, manifest)
+                is_damaged = self._is_damaged(manifest.digest)
+                manifest, stored = await self._shelf.keep(staged, manifest, replace=is_damaged)
                 has_config = stored.backbone_config is not None
                 artifact = ArtifactRecord(manifest, stored.num_bytes, has_config)
                 commit = functools.partial(
@@ -193,6 +196,13 @@ class AdapterChanges:
         elif self._tier.is_held(digest):
             report("resident", {})
         return outcome
+
+    def _is_damaged(self, digest: str) -> bool:
+        """Whether the engine could not read these bytes, though they were right when they were stored."""
+        holding = self._tier.find(digest)
+        return holding is not None and isinstance(
+            holding.failure, AdapterError | DigestMismatchError
+        )
 
     async def _load_ahead(self, manifest: AdapterManifest) -> None:
         was_held = self._tier.is_held(manifest.digest)

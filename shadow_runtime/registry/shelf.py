@@ -30,10 +30,18 @@ class Shelf:
         self._on_change = on_change
 
     async def keep(
-        self, staged: StagedArtifact, manifest: AdapterManifest
+        self, staged: StagedArtifact, manifest: AdapterManifest, *, replace: bool = False
     ) -> tuple[AdapterManifest, StoredArtifact]:
-        """Keep staged files for good; returns their manifest with its paths in the store. Raises StorageError."""
-        stored = await asyncio.to_thread(self._store.commit, staged, manifest.digest)
+        """Keep staged files for good; returns their manifest with its paths in the store. Raises StorageError.
+
+        Args:
+            staged: validated files.
+            manifest: theirs.
+            replace: what the store has under their digest is damaged.
+        """
+        stored = await asyncio.to_thread(
+            self._store.commit, staged, manifest.digest, replace=replace
+        )
         return self._note(manifest, stored), stored
 
     async def locate(self, manifest: AdapterManifest) -> AdapterManifest | None:

@@ -158,11 +158,18 @@ class ArtifactStore:
             budget.check_file_bytes(name, num_bytes)
             budget.spend(num_bytes)
 
-    def commit(self, staged: StagedArtifact, digest: str) -> StoredArtifact:
+    def commit(
+        self, staged: StagedArtifact, digest: str, *, replace: bool = False
+    ) -> StoredArtifact:
         """Keep staged files under their digest; when this returns they survive a crash.
 
         When the digest is there already, the staged files are discarded and its age starts again. On an error the
         caller still holds `staged`.
+
+        Args:
+            staged: validated files.
+            digest: theirs.
+            replace: what is there is known to be damaged: the staged files take its place.
 
         Raises:
             StorageError: they cannot be kept.
@@ -173,6 +180,7 @@ class ArtifactStore:
                 sync(path)
             target.parent.mkdir(mode=0o700, exist_ok=True)
             with exclusive(self._lock):
+                damaged = self._move_out(target) if replace else None
                 is_new = not target.exists()
                 # Its age starts now, also for a collection that is under way elsewhere.
                 os.utime(staged.path if is_new else target)
@@ -184,6 +192,7 @@ class ArtifactStore:
         if is_new:
             staged.staging.let_go()
         staged.discard()
+        _throw_away(damaged)
         with storage_errors("be read"):
             return self._get(target)
 

@@ -461,3 +461,27 @@ async def test_a_pin_of_an_unknown_name_is_refused(world):
         await world.registry.pin(A)
     with pytest.raises(AdapterNotFoundError):
         await world.registry.unpin(A)
+
+
+async def test_publishing_the_bytes_again_heals_what_the_disk_has_damaged(world):
+    world.loader.failures[ONE] = DigestMismatchError("the files changed")
+    outcome = await world.publish("a", "one", wait=False)
+    await until(lambda: outcome.entry.state is AdapterState.FAILED)
+    (file,) = world.store.find(ONE).path.iterdir()
+    right = file.read_bytes()
+    file.write_bytes(b"damaged")
+    del world.loader.failures[ONE]
+    again = await world.publish("a", "one")
+    assert file.read_bytes() == right
+    assert (again.is_new, again.entry.state) == (False, AdapterState.RESIDENT)
+
+
+async def test_bytes_that_the_engine_read_or_has_no_room_for_are_left_alone(world):
+    await world.publish("a", "one")
+    world.loader.failures[TWO] = CapacityError("full")
+    await world.publish("b", "two", wait=False)
+    files = [next(iter(world.store.find(digest).path.iterdir())) for digest in (ONE, TWO)]
+    inodes = [file.stat().st_ino for file in files]
+    for name, content in (("a", "one"), ("b", "two")):
+        await world.publish(name, content, wait=False)
+    assert [file.stat().st_ino for file in files] == inodes

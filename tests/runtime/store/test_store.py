@@ -79,6 +79,19 @@ def test_second_commit_of_a_digest_keeps_the_first(store: ArtifactStore, source:
     assert staging_of(store) == []
 
 
+def test_a_damaged_object_is_replaced(store: ArtifactStore, source: Path) -> None:
+    first = store.commit(stage(store, source), DIGEST)
+    file = next(iter(sorted(first.path.iterdir())))
+    right = file.read_bytes()
+    with file.open("rb") as reader:
+        file.write_bytes(b"damaged")
+        second = store.commit(stage(store, source), DIGEST, replace=True)
+        assert reader.read() == b"damaged"  # who reads it goes on
+    assert second.path == first.path
+    assert file.read_bytes() == right
+    assert staging_of(store) == []
+
+
 def test_operators_backbone_config_is_kept_apart(
     store: ArtifactStore, source: Path, tmp_path: Path
 ) -> None:
