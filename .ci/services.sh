@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Programs beside Python that the tests start themselves: PostgreSQL and Prometheus out of the system's packages.
+# Programs beside Python that the tests start themselves: PostgreSQL, Prometheus and Chromium out of the system's packages.
 # Returns at once when they are there; installs them where that needs no questions (root on Debian or Ubuntu).
 #
 #   POSTGRES_HOME  where the packages put it (default /usr/lib/postgresql)
@@ -14,6 +14,8 @@ has_postgres() {
 }
 
 has_prometheus() { command -v prometheus >/dev/null && command -v promtool >/dev/null; }
+
+has_chromium() { command -v chromium >/dev/null && command -v chromedriver >/dev/null; }
 
 # install_packages NAME...
 install_packages() {
@@ -48,14 +50,16 @@ main() {
   local missing=()
   has_postgres || missing+=(postgresql)
   has_prometheus || missing+=(prometheus)
+  has_chromium || missing+=(chromium chromium-driver)
   [[ ${#missing[@]} -gt 0 ]] || return 0
-  command -v apt-get >/dev/null || die "the tests need PostgreSQL (initdb, postgres) and Prometheus (promtool); install them"
+  command -v apt-get >/dev/null || die "the tests need PostgreSQL (initdb), Prometheus (promtool) and Chromium (chromedriver); install them"
   [[ $(id -u) -eq 0 ]] || die "the tests need programs; run: sudo apt-get install ${missing[*]}"
   install_packages "${missing[@]}"
   [[ " ${missing[*]} " != *" postgresql "* ]] || stop_clusters
   [[ " ${missing[*]} " != *" prometheus "* ]] || stop_prometheus
   has_postgres || die "the package postgresql brought no $POSTGRES_HOME/*/bin/initdb"
   has_prometheus || die "the package prometheus brought no promtool"
+  has_chromium || die "the package chromium-driver brought no chromedriver"
 }
 
 main "$@"

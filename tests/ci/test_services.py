@@ -10,7 +10,11 @@ from source_tree import ROOT
 
 APT_LOG = 'echo "apt-get $*" >> "$LOG"'
 MAKE_PROMETHEUS = 'touch "$BIN/prometheus" "$BIN/promtool" && chmod +x "$BIN"/prom*'
+MAKE_CHROMIUM = 'touch "$BIN/chromium" "$BIN/chromedriver" && chmod +x "$BIN"/chrom*'
 MAKE_INITDB = 'mkdir -p "$POSTGRES_HOME/15/bin" && touch "$POSTGRES_HOME/15/bin/initdb"'
+
+PROMETHEUS = {"prometheus": "", "promtool": ""}
+CHROMIUM = {"chromium": "", "chromedriver": ""}
 
 
 @pytest.fixture
@@ -51,26 +55,28 @@ def test_nothing_is_done_when_it_is_there(services, tmp_path):
     (tmp_path / "postgresql/15/bin").mkdir(parents=True)
     (tmp_path / "postgresql/15/bin/initdb").touch()
 
-    result, told = services(id="echo 0", apt_get=APT_LOG, prometheus="", promtool="")
+    result, told = services(id="echo 0", apt_get=APT_LOG, **PROMETHEUS, **CHROMIUM)
 
     assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
     assert told == []
 
 
 def test_missing_servers_are_installed_by_root(services):
-    result, told = services(id="echo 0", apt_get=f"{APT_LOG}; {MAKE_INITDB}; {MAKE_PROMETHEUS}")
+    result, told = services(
+        id="echo 0", apt_get=f"{APT_LOG}; {MAKE_INITDB}; {MAKE_PROMETHEUS}; {MAKE_CHROMIUM}"
+    )
 
     assert result.returncode == 0, result.stderr
-    assert result.stdout == "services: installing postgresql prometheus\n"
+    assert result.stdout == "services: installing postgresql prometheus chromium chromium-driver\n"
     assert told == [
         "apt-get update",
-        "apt-get install --yes --no-install-recommends postgresql prometheus",
+        "apt-get install --yes --no-install-recommends postgresql prometheus chromium chromium-driver",
     ]
 
 
 def test_only_what_is_missing_is_installed(services):
     result, told = services(
-        id="echo 0", apt_get=f"{APT_LOG}; {MAKE_INITDB}", prometheus="", promtool=""
+        id="echo 0", apt_get=f"{APT_LOG}; {MAKE_INITDB}", **PROMETHEUS, **CHROMIUM
     )
 
     assert result.returncode == 0, result.stderr
@@ -84,6 +90,7 @@ def test_server_that_the_package_started_is_stopped(services, tmp_path):
     _, told = services(
         id="echo 0",
         apt_get=f"{APT_LOG}; {MAKE_PROMETHEUS}",
+        **CHROMIUM,
         systemctl='echo "systemctl $*" >> "$LOG"',
     )
 
@@ -96,8 +103,8 @@ def test_cluster_that_the_package_started_is_stopped(services):
     _, told = services(
         id="echo 0",
         apt_get=f"{APT_LOG}; {MAKE_INITDB}",
-        prometheus="",
-        promtool="",
+        **PROMETHEUS,
+        **CHROMIUM,
         pg_lsclusters=clusters,
         pg_ctlcluster='echo "pg_ctlcluster $*" >> "$LOG"',
     )
@@ -110,7 +117,8 @@ def test_others_are_told_what_to_install(services):
 
     assert result.returncode == 1
     assert result.stderr == (
-        "services: the tests need programs; run: sudo apt-get install postgresql prometheus\n"
+        "services: the tests need programs; run: sudo apt-get install "
+        "postgresql prometheus chromium chromium-driver\n"
     )
     assert told == []
 
@@ -127,4 +135,4 @@ def test_failed_installation_shows_its_end(services):
 
     assert result.returncode == 1
     assert "E: no such package" in result.stderr
-    assert "apt-get install postgresql prometheus failed" in result.stderr
+    assert "apt-get install postgresql prometheus chromium chromium-driver failed" in result.stderr
