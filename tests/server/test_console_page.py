@@ -103,3 +103,10 @@ def test_text_and_edges_can_be_seen(scheme):
 def test_contrast_is_the_standards():
     assert contrast("#000000", "#ffffff") == pytest.approx(21)
     assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.01)
+
+
+def test_picture_in_the_docs_is_small():
+    assert "](console.png)" in (ROOT / "docs/console.md").read_text()
+    picture = (ROOT / "docs/console.png").read_bytes()
+    assert picture.startswith(b"\x89PNG")
+    assert len(picture) < 200_000
