@@ -23,6 +23,9 @@ from shadow_server.server_process import ServerProcess
 
 pytestmark = pytest.mark.engine
 
+PAGE = {"/console": 200, "/console/x": 404}
+"""What the console's own files answer without a key: they hold no data."""
+
 PROBES = {"/health/live", "/health/ready"}
 OPERATORS = {"/load", "/metrics", "/metrics/"}
 TOKENS_PER_MINUTE = 600
@@ -116,13 +119,13 @@ def routes_of(server):
     return sorted({(method, re.sub(r"{\w+(:\w+)?}", "x", path)) for method, path in found})
 
 
-def test_every_route_but_the_probes_needs_a_key(tenants):
+def test_every_route_but_probes_and_the_console_s_files_needs_a_key(tenants):
     routes = routes_of(tenants)
     assert {path for _, path in routes} >= PROBES | OPERATORS | {"/v1/completions"}
     for method, path in routes:
         answer = httpx.request(method, f"{tenants.process.url}{path}")
-        if path in PROBES:
-            assert answer.status_code == 200, (method, path)
+        if path in PROBES | PAGE.keys():
+            assert answer.status_code == PAGE.get(path, 200), (method, path)
         else:
             assert answer.status_code == 401, (method, path)
             if method != "HEAD":
