@@ -1,5 +1,6 @@
 """The scripts that the chart's pods run, against a server over the fake engine."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ import pytest
 
 from chart import CHART
 from loopback_server import LoopbackServer
+from shadow_server.admin.schema import PublishAdapter
 from shadow_server.fake_adapter import ADAPTER_FILE
 from shadow_server.fake_engine import BASE_NAME
 from shadow_server.tenancy.directory import TenantDirectory
@@ -269,3 +271,25 @@ def test_helm_test_deletes_what_it_loaded_and_fails_on_another_answer(server, tm
     assert "not 'le renard'" in out
     left = httpx.get(f"{running.url}/v1/adapters", headers={"authorization": f"Bearer {key}"})
     assert left.json()["data"] == []
+
+
+def test_publisher_asks_for_the_pinned_revision_and_then_the_pin():
+    # The fake engine takes files of its own names only, which no hub has: what is sent is looked at instead.
+    spec = importlib.util.spec_from_file_location("publish", CHART / "files/publish_adapters.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    asked = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        asked.append((request.url.path, request.content))
+        return httpx.Response(201, json={"version": 1, "digest": "sha256:ab"})
+
+    hub = {"repo": "acme/legal", "revision": "0" * 40}
+    with httpx.Client(transport=httpx.MockTransport(answer), base_url="http://s") as client:
+        line = script.publish(client, {"name": "legal", "tenant": "acme", "hub": hub, "pin": False})
+
+    assert line == "acme/legal: version 1, sha256:ab, unpinned"
+    (path, body), unpin = asked
+    assert path == "/v1/adapters"
+    assert PublishAdapter.model_validate_json(body).hub.revision == "0" * 40
+    assert unpin == ("/v1/adapters/acme/legal/unpin", b"")
