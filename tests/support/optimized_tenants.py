@@ -23,7 +23,14 @@ from shadow_server.tenancy.key import mint_key
 from shadow_server.tenancy.quota import TenantQuotas
 from shadow_server.tenancy.tenants_file import TenantsFileError, edit_document, parse_document
 
-PUBLIC = {"/health/live", "/health/ready"}
+OPEN = {
+    "/health/live": (200, 405),
+    "/health/ready": (200, 405),
+    "/console": (200, 405),
+    "/console/x": (404, 405),
+}
+"""What answers without a key, and how."""
+
 OPERATORS = {"/load", "/metrics", "/metrics/x"}
 
 
@@ -43,7 +50,7 @@ class Checks:
 
 
 async def check_keys(server: TenantsServer, checks: Checks) -> None:
-    """No key, and none that is nearly one, gets past a route that is not a probe; roles hold."""
+    """No key, and none that is nearly one, gets past a route that is no probe and no file of the console; roles hold."""
     paths = route_paths(server.app) | {"/", "/nope"}
     checks.require(len(paths) >= 20, "routes")
     key = server.keys["acme"]
@@ -52,7 +59,7 @@ async def check_keys(server: TenantsServer, checks: Checks) -> None:
         for method in ("GET", "POST", "DELETE"):
             for headers in ({}, *({"authorization": value} for value in wrong)):
                 answer = await server.client.request(method, path, headers=headers)
-                expected = (200, 405) if path in PUBLIC else (401,)
+                expected = OPEN.get(path, (401,))
                 checks.require(answer.status_code in expected, f"{method} {path} {headers}")
         status = (await server.request("acme", "GET", path)).status_code
         checks.equal(status == 403, path in OPERATORS, f"GET {path} of a user")
