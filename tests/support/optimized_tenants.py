@@ -50,7 +50,7 @@ class Checks:
 
 
 async def check_keys(server: TenantsServer, checks: Checks) -> None:
-    """No key, and none that is nearly one, gets past a route that is no probe and no file of the console; roles hold."""
+    """No key, and none that is nearly one, passes a route that is no probe and no file of the console; roles hold."""
     paths = route_paths(server.app) | {"/", "/nope"}
     checks.require(len(paths) >= 20, "routes")
     key = server.keys["acme"]
