@@ -3,6 +3,7 @@
 import re
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
 
 from fake_server import error_of
 from shadow_server.console_page import HEADERS, MEDIA_TYPES, read_console
@@ -16,6 +17,11 @@ SCRIPTS = [path for path in FILES if path.suffix == ".js"]
 def test_every_file_of_the_folder_is_known():
     assert {path.name for path in FILES} == set(read_console())
     assert len(SCRIPTS) > 3
+
+
+def test_wheel_holds_every_file():
+    held = {file.distribution_path for file in WheelBuilder(str(ROOT)).recurse_included_files()}
+    assert {f"shadow_server/console/{path.name}" for path in FILES} <= held
 
 
 async def test_a_browser_without_a_key_gets_every_file(tenants_server):

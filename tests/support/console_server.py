@@ -30,18 +30,20 @@ class ConsoleServer:
     Args:
         folder: of the registry's state.
         tenants: the tenants file, None for a server without keys.
+        port: where it listens; 0 finds a free one.
 
     Attributes:
         engine: the fake engine; `call` reaches it on its own thread.
         cards: what GET /v1/adapters lists instead of the truth; None for the truth.
         asked: the addresses of all requests, with their queries.
-        url: known inside.
+        port, url: known inside.
     """
 
-    def __init__(self, folder: Path, tenants: Path | None = None) -> None:
+    def __init__(self, folder: Path, tenants: Path | None = None, port: int = 0) -> None:
         self.engine: FakeEngine
         self.cards: list[dict[str, Any]] | None = None
         self.asked: list[str] = []
+        self.port = port
         self._folder = folder
         self._tenants = tenants
         self._ready = threading.Event()
@@ -97,15 +99,15 @@ class ConsoleServer:
             config = uvicorn.Config(
                 self._answer,
                 interface="asgi3",
-                port=0,
+                port=self.port,
                 log_level="error",
                 timeout_graceful_shutdown=1,
             )
             self._server = uvicorn.Server(config)
             running = asyncio.create_task(self._server.serve())
             await until(lambda: self._server.started, START_SECONDS)
-            port = self._server.servers[0].sockets[0].getsockname()[1]
-            self.url = f"http://127.0.0.1:{port}"
+            self.port = self._server.servers[0].sockets[0].getsockname()[1]
+            self.url = f"http://127.0.0.1:{self.port}"
             self._ready.set()
             await running
 

@@ -10,6 +10,7 @@ import { ask, isKey, keepKey, readKey } from "./session.js";
 import { ratesOf, showTenants } from "./tenants.js";
 
 const LOOK_MILLISECONDS = 2000;
+const PATIENCE_MILLISECONDS = 10000;
 const FORBIDDEN = 403;
 const UNKNOWN_KEY = 401;
 
@@ -21,6 +22,7 @@ class Look {
   #history = new LatencyHistory();
   #mayMeasure = true;
   rates = [];
+  isBusy = false;
 
   async again() {
     const [{ data }, samples] = await Promise.all([listed(), this.#measured()]);
@@ -37,7 +39,7 @@ class Look {
   async #measured() {
     if (!this.#mayMeasure) return null;
     try {
-      return readSamples(await (await ask("metrics")).text(), "shadow_");
+      return readSamples(await (await ask("metrics", soon())).text(), "shadow_");
     } catch (problem) {
       if (problem.status !== FORBIDDEN) throw problem;
       this.#mayMeasure = false;
@@ -46,7 +48,9 @@ class Look {
   }
 }
 
-const listed = async () => (await ask("v1/adapters")).json();
+const listed = async () => (await ask("v1/adapters", soon())).json();
+
+const soon = () => ({ signal: AbortSignal.timeout(PATIENCE_MILLISECONDS) });
 
 /** Drop what an earlier key was asking for, and look with the present one. */
 function restart() {
@@ -56,16 +60,26 @@ function restart() {
 
 async function run(mine) {
   clearTimeout(timer);
-  let isKnown = true;
+  // Answers that overtake one another would make counters fall.
+  if (mine.isBusy) return;
+  mine.isBusy = true;
+  const isKnown = await attempt(mine);
+  mine.isBusy = false;
+  if (look === mine && isKnown && !document.hidden) timer = setTimeout(run, LOOK_MILLISECONDS, mine);
+}
+
+/** @returns {Promise<boolean>} whether the server knows the key */
+async function attempt(mine) {
   try {
     await mine.again();
   } catch (problem) {
-    if (look !== mine) return;
-    isKnown = problem.status !== UNKNOWN_KEY;
+    const isKnown = problem.status !== UNKNOWN_KEY;
+    if (look !== mine) return isKnown;
     if (isKnown) showProblem(problem.message);
     else showNothing();
+    return isKnown;
   }
-  if (look === mine && isKnown && !document.hidden) timer = setTimeout(run, LOOK_MILLISECONDS, mine);
+  return true;
 }
 
 function showNothing() {
