@@ -199,7 +199,10 @@ class Engine(Protocol):
 
     @property
     def last_output_at(self) -> float | None:
-        """Monotonic instant at which any sequence, a probe included, last got output; None before the first."""
+        """Monotonic instant of the last sign of life; None before the first output.
+
+        It is any sequence's output, a probe's included, or the end of a step after that.
+        """
         ...
 
     def sequences(self) -> list[SequenceState]:

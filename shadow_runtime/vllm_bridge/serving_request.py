@@ -10,8 +10,9 @@ our series therefore equal vLLM's.
 Requests whose id begins with PROBE_PREFIX are the server's own: they are proof of life and appear in no statistics,
 neither vLLM's nor ours, or an idle server would show latencies that no client had.
 
-Seam: `OutputProcessor.add_request`, `_update_stats_from_output` and `_update_stats_from_finished` of vLLM 0.32,
-replaced on the instance. Can go once vLLM's series carry the adapter and a label of the caller's.
+Seam: `OutputProcessor.add_request`, `_update_stats_from_output`, `_update_stats_from_finished` and
+`update_scheduler_stats` of vLLM 0.32, replaced on the instance. Can go once vLLM's series carry the adapter and a label
+of the caller's.
 """
 
 from __future__ import annotations
@@ -29,7 +30,12 @@ PROBE_PREFIX = "shadow-probe-"
 
 _ORIGIN = "shadow_origin"
 _UNKNOWN = RequestOrigin(None, DEFAULT_TENANT)
-_SEAMS = ("add_request", "_update_stats_from_output", "_update_stats_from_finished")
+_SEAMS = (
+    "add_request",
+    "_update_stats_from_output",
+    "_update_stats_from_finished",
+    "update_scheduler_stats",
+)
 
 
 class RequestSink(Protocol):
@@ -65,7 +71,8 @@ class RequestObserver:
     """Watches one output processor.
 
     Attributes:
-        last_output_at: monotonic instant of the last output of any sequence, probes included; None before the first.
+        last_output_at: monotonic instant of the last output of any sequence, probes included, or of the last step that
+            ended since then: one prompt's prefill may take many steps without any. None before the first output.
 
     Ownership: the event loop's thread; `sequences` may be called on any.
     """
@@ -82,8 +89,9 @@ class RequestObserver:
         self.last_output_at: float | None = None
         self.sink: RequestSink | None = None
         self._processor = processor
-        self._add, self._update, self._finish = (getattr(processor, name) for name in _SEAMS)
-        for name, method in zip(_SEAMS, (self.add, self.output, self.finished), strict=True):
+        self._add, self._update, self._finish, self._step = (getattr(processor, n) for n in _SEAMS)
+        watched = (self.add, self.output, self.finished, self.step)
+        for name, method in zip(_SEAMS, watched, strict=True):
             setattr(processor, name, method)
 
     def add(self, request: Any, *args: Any, **options: Any) -> None:
@@ -124,6 +132,12 @@ class RequestObserver:
         self._finish(req_state, finish_reason, stats)
         if self.sink is not None:
             self.sink.observe_finished(origin, stats.finished_requests[-1].e2e_latency)
+
+    def step(self, scheduler_stats: Any) -> None:
+        """Note that a step has ended; without vLLM's statistics none is heard of."""
+        if scheduler_stats is not None and self.last_output_at is not None:
+            self.last_output_at = time.monotonic()
+        self._step(scheduler_stats)
 
     def sequences(self) -> list[SequenceState]:
         """Return what the engine works on now, its probes aside; without vLLM's statistics ages are 0."""

@@ -14,7 +14,7 @@ from vllm.v1.engine import (
     FinishReason,
 )
 from vllm.v1.engine.output_processor import OutputProcessor
-from vllm.v1.metrics.stats import IterationStats, PrefillStats
+from vllm.v1.metrics.stats import IterationStats, PrefillStats, SchedulerStats
 
 from shadow_runtime.errors import UnsupportedStackError
 from shadow_runtime.types import RequestOrigin, RequestTag
@@ -140,6 +140,19 @@ def test_a_probe_is_proof_of_life_and_in_no_statistics():
     assert engine.stats.time_to_first_tokens_iter == []
     assert engine.stats.finished_requests == []
     assert engine.stats.num_generation_tokens == 0
+
+
+def test_a_step_without_output_is_a_sign_of_life_once_there_was_one():
+    engine = Engine()
+    engine.add()
+    engine.processor.update_scheduler_stats(SchedulerStats())
+    assert engine.observer.last_output_at is None
+    engine.step(10.0)
+    output_at = engine.observer.last_output_at
+    engine.processor.update_scheduler_stats(None)
+    assert engine.observer.last_output_at == output_at
+    engine.processor.update_scheduler_stats(SchedulerStats())
+    assert engine.observer.last_output_at > output_at
 
 
 def test_without_statistics_nothing_is_passed_on_but_life_is_seen():
