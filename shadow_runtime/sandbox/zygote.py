@@ -31,6 +31,7 @@ from shadow_runtime.sandbox.job import JobContext, is_out_of_memory, run_job
 
 MAX_MESSAGE_BYTES = 64 << 10
 _DEFECT_STATUS = 70
+_HIDDEN_PACKAGES = ("pandas", "pyarrow", "scipy", "sklearn")
 
 Job = Callable[[dict[str, Any], JobContext], dict[str, Any]]
 
@@ -41,6 +42,7 @@ def serve(job: Job = run_job) -> None:
     die_with_parent(settings["parent_pid"])
     control = socket.socket(fileno=int(sys.argv[1]))
     torch.set_num_threads(1)
+    _hide_optional_packages()
     for family in FAMILIES:
         # Config classes are imported when they are first used; a job would do it again each time.
         normalize_config(family, {})
@@ -48,6 +50,15 @@ def serve(job: Job = run_job) -> None:
     gc.freeze()
     control.send(json.dumps({"is_ready": True}).encode())
     _Zygote(control, JobContext.from_dict(settings["context"]), job).run()
+
+
+def _hide_optional_packages() -> None:
+    """Let transformers believe that what configs have no use for is not installed.
+
+    It imports scikit-learn where that is, which imports pyarrow, whose allocator starts a thread.
+    """
+    for name in _HIDDEN_PACKAGES:
+        sys.modules.setdefault(name, None)  # type: ignore[arg-type]
 
 
 class _Zygote:

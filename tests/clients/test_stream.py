@@ -41,7 +41,10 @@ class OneStream:
             connection.settimeout(20)
             connection.recv(1 << 16)
             connection.sendall(content)
-            while not hangs_up and connection.recv(1 << 16):
+            if hangs_up:
+                # Not closed yet: what is left unread of the request would make that a reset.
+                connection.shutdown(socket.SHUT_WR)
+            while connection.recv(1 << 16):
                 pass
         self.has_left.set()
 

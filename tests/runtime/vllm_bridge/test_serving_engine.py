@@ -270,6 +270,8 @@ async def test_only_known_routes_are_attached(adapters):
         "/v1/unload_lora_adapter",
         "/health/live",
         "/health/ready",
+        "/console",
+        "/console/{file}",
         "/openapi.json",
         "/docs",
     }
