@@ -1,6 +1,6 @@
 """Servers for other people's clients: one over the fake engine, with keys, and one real CPU server without."""
 
-import os
+import contextlib
 
 import pytest
 
@@ -33,18 +33,17 @@ def fake(tmp_path_factory):
 @pytest.fixture(scope="session")
 def real(tmp_path_factory):
     """Yield the demo's base with its adapters on the CPU engine."""
-    previous = {name: os.environ.get(name) for name in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
     folder = tmp_path_factory.mktemp("compat-real")
     root = folder / "adapters"
     root.mkdir()
     process = ServerProcess(arguments(root), "127.0.0.1", free_port(), folder / "server.log")
-    try:
-        with process:
-            process.wait_until_ready(START_SECONDS)
-            running = RunningServer(process, root)
-            yield running
-            running.client.close()
-    finally:
-        for name, value in previous.items():
-            os.environ.pop(name) if value is None else os.environ.__setitem__(name, value)
+    with contextlib.ExitStack() as stack:
+        # Only the server inherits them: another engine with another number of threads rounds otherwise.
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in ENVIRONMENT.items():
+                patch.setenv(name, value)
+            stack.enter_context(process)
+        process.wait_until_ready(START_SECONDS)
+        running = RunningServer(process, root)
+        yield running
+        running.client.close()
