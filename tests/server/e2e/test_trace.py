@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import time
+from pathlib import Path
 
 import httpx
 import pytest
@@ -30,6 +32,19 @@ def traced(start_server):
             with httpx.Client(base_url=process.url, timeout=60) as client:
                 yield client, collector, process.log_path
     patch.undo()
+
+
+def lines_of(log_path: Path, request_id: str, within_seconds: float = 30.0) -> list[dict]:
+    """Return the log's lines of one request as soon as there is one: it is written after the last byte."""
+    deadline = time.monotonic() + within_seconds
+    while True:
+        written = log_path.read_text().splitlines()
+        lines = [json.loads(line) for line in written if line.startswith("{") and line.endswith("}")]
+        found = [line for line in lines if line.get("request_id") == request_id]
+        if found:
+            return found
+        assert time.monotonic() < deadline, written[-20:]
+        time.sleep(0.05)
 
 
 def test_a_request_is_one_trace(traced):
@@ -76,10 +91,9 @@ def test_the_log_is_json_with_one_line_for_each_request(traced):
     digest = client.post("/v1/completions", json=body, headers=headers).headers[
         "x-shadow-adapter-digest"
     ]
-    text = log_path.read_text()
-    lines = [json.loads(line) for line in text.splitlines() if line.startswith("{")]
-    (line,) = [line for line in lines if line.get("request_id") == "mine-2"]
+    (line,) = lines_of(log_path, "mine-2")
     assert (line["adapter"], line["adapter_digest"], line["tenant"]) == ("shout", digest, "default")
     assert (line["outcome"], line["status"]) == ("ok", 200)
+    text = log_path.read_text()
     assert WORDS not in text
     assert "sk-not-in-the-log" not in text
