@@ -101,5 +101,5 @@ def slot_linear(
     """
     if backend != "auto":
         return run_slot_linear(x, weight, bias, grouping, first_slot, backend=backend)
-    result: torch.Tensor = torch.ops.shadow.slot_linear(x, weight, bias, *grouping[1:], first_slot)
+    result: torch.Tensor = torch.ops.shadow.slot_linear(x, weight, bias, *grouping, first_slot)
     return result

@@ -130,8 +130,7 @@ def _slot_linear_kernel(
     *grouping_and_first_slot: torch.Tensor | int,
 ) -> torch.Tensor:
     *tensors, first_slot = grouping_and_first_slot
-    # schema without adapter_slots: the operator follows the tiles, not the tokens
-    return run_slot_linear(x, weight, bias, Grouping(tensors[0], *tensors), first_slot)  # type: ignore[arg-type]
+    return run_slot_linear(x, weight, bias, Grouping(*tensors), first_slot)  # type: ignore[arg-type]
 
 
 def _slot_linear_fake(

@@ -119,8 +119,7 @@ class SlotLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (num_tokens, in) to (num_tokens, out)."""
-        # Without adapter_slots, which this operator does not need.
-        groups = self._segments[0].grouping[1:]
+        groups = self._segments[0].grouping
         return torch.ops.shadow.slot_linear(x, self.weight, self.bias, *groups, self._first_slot)
 
 

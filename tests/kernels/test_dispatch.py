@@ -153,7 +153,7 @@ def test_a_class_outside_the_slots_is_refused(case):
 def test_opcheck_accepts_both_operators(case):
     whole = finite(case)
     torch.library.opcheck(torch.ops.shadow.boundary_.default, boundary_args(whole))
-    linear = (whole.hidden, whole.weights.down, None, *whole.segments.grouping[1:], 0)
+    linear = (whole.hidden, whole.weights.down, None, *whole.segments.grouping, 0)
     torch.library.opcheck(torch.ops.shadow.slot_linear.default, linear)
 
 
@@ -163,7 +163,7 @@ def test_compiled_code_mutates_graph_inputs_in_place(case, backend, tmp_path, mo
     whole = finite(case)
 
     def model(hidden, residual, state, grouping, weights):
-        x = torch.ops.shadow.slot_linear(residual, weights.down, None, *grouping[1:], 0)
+        x = torch.ops.shadow.slot_linear(residual, weights.down, None, *grouping, 0)
         state[: x.shape[0], :3] += x
         torch.ops.shadow.boundary_(hidden, residual, state, *grouping, *weights)
         return hidden * 2

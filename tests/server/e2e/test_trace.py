@@ -39,7 +39,9 @@ def lines_of(log_path: Path, request_id: str, within_seconds: float = 30.0) -> l
     deadline = time.monotonic() + within_seconds
     while True:
         written = log_path.read_text().splitlines()
-        lines = [json.loads(line) for line in written if line.startswith("{") and line.endswith("}")]
+        lines = [
+            json.loads(line) for line in written if line.startswith("{") and line.endswith("}")
+        ]
         found = [line for line in lines if line.get("request_id") == request_id]
         if found:
             return found

@@ -12,8 +12,8 @@ from shadow_kernels import checks
 NAME = "slot_linear"
 
 SCHEMA = (
-    "slot_linear(Tensor x, Tensor weight, Tensor? bias, Tensor token_order, Tensor slot_starts, Tensor tiles, "
-    "Tensor host_counts, int first_slot) -> Tensor"
+    "slot_linear(Tensor x, Tensor weight, Tensor? bias, Tensor adapter_slots, Tensor token_order, Tensor slot_starts, "
+    "Tensor tiles, Tensor host_counts, int first_slot) -> Tensor"
 )
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 _DECODE_TOKENS = 64  # up to here reading the weights is all the work
+_NARROW_OUTPUTS = 2048  # fewer programs of 32 outputs than that do not fill a device
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,23 +15,32 @@ class SlotLinearConfig:
     """How one launch is cut.
 
     Attributes:
-        block_n: outputs that one program computes for its tile.
+        block_m: tokens of one slot that one program computes, a multiple of `TILE_TOKENS`.
+        block_n: outputs that it computes for them.
         block_k: inputs that it reads at a time.
         num_warps, num_stages: warps of a program, depth of its load pipeline.
     """
 
+    block_m: int
     block_n: int
     block_k: int
     num_warps: int
     num_stages: int
 
 
-def choose_config(num_tokens: int, dtype: torch.dtype) -> SlotLinearConfig:
-    """Return the launch configuration: narrow programs in decode, so that one token's weights fill the device.
+def choose_config(num_tokens: int, num_outputs: int, dtype: torch.dtype) -> SlotLinearConfig:
+    """Return the launch configuration.
 
-    block_k is the same for every number of tokens: a row's sum runs in the same order alone and in any batch.
+    Decode reads each active slot's weights once: narrow programs, so that one token's weights fill the device. Prefill
+    reads them once for every block of tokens, so those are as tall as the tensor cores like them. 32-bit products do
+    not run there and stay small.
+
+    block_k is the same for every number of tokens: a row's sum takes its inputs in the same order in any batch.
     """
-    block_k = 64 if dtype == torch.float32 else 128
+    if dtype == torch.float32:
+        return SlotLinearConfig(16, 32 if num_tokens <= _DECODE_TOKENS else 64, 64, 4, 3)
     if num_tokens <= _DECODE_TOKENS:
-        return SlotLinearConfig(block_n=32, block_k=block_k, num_warps=4, num_stages=4)
-    return SlotLinearConfig(block_n=64, block_k=block_k, num_warps=4, num_stages=3)
+        return SlotLinearConfig(16, 16 if num_outputs <= _NARROW_OUTPUTS else 32, 128, 4, 4)
+    if num_tokens <= 8 * _DECODE_TOKENS:
+        return SlotLinearConfig(16, 64, 128, 4, 3)
+    return SlotLinearConfig(64, 128, 128, 8, 3)

@@ -1,7 +1,9 @@
-"""Triton version of `slot_linear`: one program per tile of tokens and block of outputs.
+"""Triton version of `slot_linear`: one program per block of a slot's tokens and block of outputs.
 
-A tile holds up to 16 tokens of one slot, gathered through `token_order`, so each program reads one weight block and
-no adapter's weights meet another's tokens. Programs of one output block are neighbours and share it in cache.
+A program's tokens belong to one slot and are gathered through `token_order`, so it reads one weight block and no
+adapter's weights meet another's tokens. It begins at a tile of the grouping; where a block is as tall as several
+tiles, the first tile's program takes them all and the others leave. Programs of one output block are neighbours and
+share it in cache. The last programs write the zeros of all other tokens.
 """
 
 from __future__ import annotations
@@ -10,8 +12,31 @@ import torch
 import triton
 import triton.language as tl
 
-from shadow_kernels.ops.slot_linear.config import choose_config
+from shadow_kernels.ops.slot_linear.config import SlotLinearConfig, choose_config
 from shadow_kernels.segments import TILE_TOKENS, Grouping, max_tiles
+
+_CLEARED_TOKENS = 16  # of one program that writes zeros
+
+
+@triton.jit
+def _clear_others(
+    out_ptr,
+    adapter_slots_ptr,
+    first_token,
+    num_tokens,
+    first_slot,
+    num_class_slots,
+    N,
+    BLOCK_CLEAR: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+):
+    tokens = first_token + tl.arange(0, BLOCK_CLEAR)
+    index = tl.load(adapter_slots_ptr + tokens, mask=tokens < num_tokens, other=-1) - first_slot
+    is_other = (tokens < num_tokens) & ((index < 0) | (index >= num_class_slots))
+    offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
+    out = out_ptr + tokens[:, None].to(tl.int64) * N + offs_n[None, :]
+    zeros = tl.zeros((BLOCK_CLEAR, BLOCK_N), out_ptr.dtype.element_ty)
+    tl.store(out, zeros, mask=is_other[:, None] & (offs_n[None, :] < N))
 
 
 @triton.jit
@@ -20,9 +45,12 @@ def slot_linear_kernel(
     weight_ptr,
     bias_ptr,
     out_ptr,
+    adapter_slots_ptr,
     token_order_ptr,
     slot_starts_ptr,
     tiles_ptr,
+    num_tokens,
+    num_tiles,
     stride_x_t,
     stride_weight_a,
     stride_bias_a,
@@ -31,16 +59,28 @@ def slot_linear_kernel(
     N,
     K,
     HAS_BIAS: tl.constexpr,
+    TILE_M: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    BLOCK_CLEAR: tl.constexpr,
 ):
-    """out[t, n] = sum_k x[t, k] * weight[a, n, k] + bias[a, n] for the tokens t of one tile."""
+    """out[t, n] = sum_k x[t, k] * weight[a, n, k] + bias[a, n] for up to BLOCK_M tokens t of one slot."""
     tile = tl.program_id(0)
+    if tile >= num_tiles:
+        _clear_others(
+            out_ptr, adapter_slots_ptr, (tile - num_tiles) * BLOCK_CLEAR, num_tokens, first_slot, num_class_slots, N,
+            BLOCK_CLEAR, BLOCK_N,
+        )  # fmt: skip
+        return
     slot = tl.load(tiles_ptr + 2 * tile)
     index = slot - first_slot
-    if (slot >= 0) & (index >= 0) & (index < num_class_slots):
-        positions = tl.load(tiles_ptr + 2 * tile + 1) + tl.arange(0, BLOCK_M)
+    is_own = (slot >= 0) & (index >= 0) & (index < num_class_slots)
+    start = tl.load(tiles_ptr + 2 * tile + 1)
+    if BLOCK_M > TILE_M:
+        is_own = is_own & ((start - tl.load(slot_starts_ptr + tl.maximum(slot, 0))) % BLOCK_M == 0)
+    if is_own:
+        positions = start + tl.arange(0, BLOCK_M)
         mask_m = positions < tl.load(slot_starts_ptr + slot + 1)
         tokens = tl.load(token_order_ptr + positions, mask=mask_m, other=0).to(tl.int64)
         offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -78,19 +118,35 @@ def slot_linear(
     first_slot: int,
 ) -> torch.Tensor:
     """Run the operator; arguments as in `shadow_kernels.slot_linear`, already checked. Returns (T, N)."""
+    config = choose_config(x.shape[0], weight.shape[1], x.dtype)
+    return launch(x, weight, bias, grouping, first_slot, config)
+
+
+def launch(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    grouping: Grouping,
+    first_slot: int,
+    config: SlotLinearConfig,
+) -> torch.Tensor:
+    """Run the operator with a launch configuration of one's own."""
     num_tokens, num_outputs = x.shape[0], weight.shape[1]
-    out = x.new_zeros(num_tokens, num_outputs)
-    config = choose_config(num_tokens, x.dtype)
+    out = x.new_empty(num_tokens, num_outputs)
     num_tiles = max_tiles(num_tokens, len(grouping.slot_starts) - 1)
-    grid = (num_tiles, triton.cdiv(num_outputs, config.block_n))
+    num_programs = num_tiles + triton.cdiv(num_tokens, _CLEARED_TOKENS)
+    grid = (num_programs, triton.cdiv(num_outputs, config.block_n))
     slot_linear_kernel[grid](
         x,
         weight,
         weight if bias is None else bias,
         out,
+        grouping.adapter_slots,
         grouping.token_order,
         grouping.slot_starts,
         grouping.tiles,
+        num_tokens,
+        num_tiles,
         x.stride(0),
         weight.stride(0),
         0 if bias is None else bias.stride(0),
@@ -99,9 +155,11 @@ def slot_linear(
         num_outputs,
         x.shape[1],
         HAS_BIAS=bias is not None,
-        BLOCK_M=TILE_TOKENS,
+        TILE_M=TILE_TOKENS,
+        BLOCK_M=config.block_m,
         BLOCK_N=config.block_n,
         BLOCK_K=config.block_k,
+        BLOCK_CLEAR=_CLEARED_TOKENS,
         num_warps=config.num_warps,
         num_stages=config.num_stages,
     )

@@ -2,10 +2,12 @@
 
 import os
 
+import numpy as np
 import pytest
 import torch
 
 from shadow_kernels import StepSegments, slot_linear
+from shadow_kernels.ops.slot_linear.config import SlotLinearConfig
 from shadow_kernels.ops.slot_linear.reference import slot_linear_reference
 from shadow_kernels.testing import POPULARITIES, TOLERANCE, assert_close, popularity_slots
 
@@ -14,11 +16,31 @@ IS_INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if IS_INTERPRETED else "cuda"
 NUM_SLOTS = 5
 # the interpreter multiplies bf16 by its bits; fp16 takes the same path through the kernel
+TALL = SlotLinearConfig(block_m=64, block_n=32, block_k=64, num_warps=4, num_stages=2)
 DTYPES = [dtype for dtype in TOLERANCE if dtype != torch.bfloat16 or not IS_INTERPRETED]
 
 
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch):
+    """Fill fresh memory with NaN: a row that nobody writes shows."""
+    stock = torch.Tensor.new_empty
+
+    def new_empty(self, *size, **options):
+        fresh = stock(self, *size, **options)
+        return fresh.fill_(torch.nan) if fresh.is_floating_point() else fresh
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+
+
 def check(
-    slots, sizes, *, num_class_slots=NUM_SLOTS, first_slot=0, dtype=torch.float32, has_bias=True
+    slots,
+    sizes,
+    *,
+    num_class_slots=NUM_SLOTS,
+    first_slot=0,
+    dtype=torch.float32,
+    has_bias=True,
+    config=None,
 ) -> None:
     torch.manual_seed(0)
     segments = StepSegments(len(slots) + 1, NUM_SLOTS, DEVICE)
@@ -34,7 +56,12 @@ def check(
     )
     bias = torch.randn(num_class_slots, num_outputs).to(dtype).to(DEVICE) if has_bias else None
     x, weight = x.to(DEVICE), storage.to(DEVICE)[:, 1]
-    out = slot_linear(x, weight, bias, segments.grouping, first_slot, backend="triton")
+    if config is None:
+        out = slot_linear(x, weight, bias, segments.grouping, first_slot, backend="triton")
+    else:
+        from shadow_kernels.ops.slot_linear.triton import launch
+
+        out = launch(x, weight, bias, segments.grouping, first_slot, config)
     expected = slot_linear_reference(x, weight, bias, torch.from_numpy(slots), first_slot)
     assert_close(out, expected, "out")
 
@@ -64,3 +91,22 @@ def test_tokens_of_another_class_are_exact_zeros(first_slot, num_class_slots):
 @pytest.mark.parametrize("sizes", [(1, 1), (1000, 3), (3, 200), (129, 65)])
 def test_sizes_that_no_block_divides(sizes):
     check(popularity_slots("uniform", 19, NUM_SLOTS, seed=1), sizes)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("popularity", POPULARITIES)
+def test_blocks_of_several_tiles(popularity, dtype):
+    slots = popularity_slots(popularity, 330, NUM_SLOTS, seed=1)
+    check(slots, (70, 40), dtype=dtype, config=TALL)
+
+
+def test_blocks_of_several_tiles_stay_within_a_class():
+    slots = popularity_slots("uniform", 500, NUM_SLOTS, seed=2)
+    slots[100:180] = -1
+    check(slots, (70, 40), num_class_slots=2, first_slot=2, config=TALL)
+
+
+@pytest.mark.parametrize("num_tokens", [15, 16, 17, 63, 64, 65, 128])
+def test_blocks_that_a_slot_fills_exactly_or_by_one_more(num_tokens):
+    slots = np.repeat(np.array([3, 0, 4], np.int32), num_tokens)
+    check(slots, (16, 33), config=TALL)
