@@ -12,6 +12,7 @@ from shadow_client.error import (
     ApiError,
     BadAnswerError,
     ConnectionFailedError,
+    ShadowClientError,
     TimedOutError,
     status_error,
 )
@@ -19,6 +20,9 @@ from shadow_client.error_code import CODE_ERRORS
 from shadow_client.info import ResponseInfo, read_info
 
 ResultT = TypeVar("ResultT")
+
+_NO_JSON = (ValueError, RecursionError)
+"""What reading JSON raises: the latter for a thousand brackets."""
 
 _NOT_SENT = (httpx.ConnectError, httpx.ConnectTimeout, httpx.PoolTimeout)
 
@@ -36,7 +40,7 @@ def result_of(call: Call[ResultT], response: httpx.Response) -> ResultT:
     """
     try:
         return call.read(response.json(), info_of(response))
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (*_NO_JSON, KeyError, TypeError, AttributeError) as error:
         raise BadAnswerError(
             f"{call.path} answered something else than ShadowServe does"
         ) from error
@@ -46,7 +50,7 @@ def error_of(response: httpx.Response) -> ApiError:
     """Return the error of an answer that was read; a body of another shape has a proxy's status only."""
     try:
         body = response.json()
-    except ValueError:
+    except _NO_JSON:
         body = None
     said = response.headers.get("x-should-retry")
     return error_from_body(
@@ -68,7 +72,8 @@ def error_from_body(body: Any, info: ResponseInfo, *, should_retry: bool | None 
     fields = fields if isinstance(fields, dict) else {}
     code, message = fields.get("code"), fields.get("message")
     known = CODE_ERRORS.get(code) if isinstance(code, str) else None
-    status = info.status if info.status >= 400 else known.default_status if known else 500
+    is_refusal = not 200 <= info.status < 300
+    status = info.status if is_refusal else known.default_status if known else 500
     # A code of the table under another status is no error of the table.
     cls = known if known is not None and known.default_status == status else status_error(status)
     return cls(
@@ -94,20 +99,28 @@ def parse_event(data: str) -> dict[str, Any]:
     """Return an event's object; raises BadAnswerError when it is none."""
     try:
         body = json.loads(data)
-    except ValueError:
+    except _NO_JSON:
         body = None
     if not isinstance(body, dict):
         raise BadAnswerError("an event of the stream is not a JSON object")
     return body
 
 
-def connection_error(error: httpx.TransportError, url: str) -> ConnectionFailedError:
-    """Return the client's error of a failure below HTTP.
+def shown_url(url: httpx.URL | str) -> str:
+    """Return an address for people, without a user and password in it."""
+    return str(httpx.URL(url).copy_with(userinfo=b""))
+
+
+def request_error(error: httpx.RequestError, url: httpx.URL | str) -> ShadowClientError:
+    """Return the client's error of a request that got no whole answer.
 
     Args:
         error: of httpx.
         url: the server's, for the message.
     """
+    url = shown_url(url)
+    if not isinstance(error, httpx.TransportError):
+        return BadAnswerError(f"{url} answered what cannot be read: {error}")
     was_sent = not isinstance(error, _NOT_SENT)
     if isinstance(error, httpx.TimeoutException):
         return TimedOutError(f"{url} did not answer in time", was_sent=was_sent)

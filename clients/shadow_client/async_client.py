@@ -281,7 +281,9 @@ class AsyncClient:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> AsyncClient:
         """Return a client of `SHADOW_SERVER_URL` with `SHADOW_SERVER_KEY`."""
         found = os.environ if environment is None else environment
-        return cls(found.get(URL_VARIABLE) or DEFAULT_URL, found.get(KEY_VARIABLE) or None)
+        return cls(
+            found.get(URL_VARIABLE) or DEFAULT_URL, found.get(KEY_VARIABLE, "").strip() or None
+        )
 
     def __repr__(self) -> str:
         return f"AsyncClient({self._session.url!r})"
@@ -309,7 +311,7 @@ class AsyncClient:
     async def is_ready(self) -> bool:
         """Return whether requests would be served now; raises when the server does not answer at all."""
         try:
-            await self._session.text("/health/ready")
+            await self._session.text("/health/ready", is_sent_once=True)
         except UnavailableError:
             return False
         return True

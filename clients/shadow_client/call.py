@@ -31,6 +31,7 @@ class Call(Generic[ResultT]):
         json: body, None for none.
         upload: body in place of `json`.
         timeout_seconds: between two signs of life of the server; None for the client's own.
+        is_sent_once: its refusal is an answer, too, and no reason to ask again.
     """
 
     method: str
@@ -40,6 +41,7 @@ class Call(Generic[ResultT]):
     json: Mapping[str, Any] | None = None
     upload: MultipartUpload | None = None
     timeout_seconds: float | None = None
+    is_sent_once: bool = False
 
 
 def completion(

@@ -289,7 +289,9 @@ class Client:
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Client:
         """Return a client of `SHADOW_SERVER_URL` with `SHADOW_SERVER_KEY`."""
         found = os.environ if environment is None else environment
-        return cls(found.get(URL_VARIABLE) or DEFAULT_URL, found.get(KEY_VARIABLE) or None)
+        return cls(
+            found.get(URL_VARIABLE) or DEFAULT_URL, found.get(KEY_VARIABLE, "").strip() or None
+        )
 
     def __repr__(self) -> str:
         return f"Client({self._session.url!r})"
@@ -317,7 +319,7 @@ class Client:
     def is_ready(self) -> bool:
         """Return whether requests would be served now; raises when the server does not answer at all."""
         try:
-            self._session.text("/health/ready")
+            self._session.text("/health/ready", is_sent_once=True)
         except UnavailableError:
             return False
         return True

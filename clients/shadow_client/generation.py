@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, NotRequired, TypeAlias, TypedDict
 
 from shadow_client.info import ResponseInfo
 
@@ -57,10 +57,17 @@ class ChatOptions(GenerationOptions, total=False):
 
 
 class Message(TypedDict):
-    """One message of a conversation."""
+    """One message of a conversation, as OpenAI has them.
 
-    role: Literal["system", "user", "assistant", "tool"]
-    content: str
+    `content` is a text, parts of several kinds, or None beside tool calls; a tool's answer has the `tool_call_id` that
+    it answers.
+    """
+
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Sequence[Mapping[str, Any]] | None
+    name: NotRequired[str]
+    tool_calls: NotRequired[Sequence[Mapping[str, Any]]]
+    tool_call_id: NotRequired[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,7 +119,7 @@ class ChatMessage:
 
     role: str | None = None
     content: str | None = None
-    reasoning_content: str | None = None
+    reasoning: str | None = None
     tool_calls: tuple[Mapping[str, Any], ...] | None = None
 
 

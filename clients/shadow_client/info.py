@@ -8,6 +8,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+_MAX_DIGITS = 18
+"""No version or rate is longer; Python refuses to read numbers of some thousand digits."""
+
 _DURATION = re.compile(r"(?:(\d+)h)?(?:(\d+)m(?!s))?(?:(\d+(?:\.\d+)?)s)?(?:(\d+)ms)?")
 
 
@@ -86,7 +89,7 @@ def read_retry_after(text: str | None, now: datetime | None = None) -> float | N
         return float(text)
     try:
         date = parsedate_to_datetime(text)
-    except ValueError:
+    except (ValueError, OverflowError):  # the latter of a year beyond C's integers
         return None
     # A date without a zone is UTC (RFC 9110).
     date = date if date.tzinfo is not None else date.replace(tzinfo=UTC)
@@ -111,4 +114,6 @@ def read_duration(text: str | None) -> float | None:
 
 
 def _whole(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isascii() and text.isdecimal() else None
+    if text is None or not text.isascii() or not text.isdecimal():
+        return None
+    return int(text) if len(text) <= _MAX_DIGITS else None

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import itertools
+import re
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import aclosing, closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import anyio
 import httpx
 
 from shadow_client.adapter import Adapter, Progress
-from shadow_client.answer import connection_error, error_of, info_of, parse_event, result_of
+from shadow_client.answer import (
+    error_of,
+    info_of,
+    parse_event,
+    request_error,
+    result_of,
+    shown_url,
+)
 from shadow_client.call import Call
 from shadow_client.error import BadAnswerError, ShadowClientError
 from shadow_client.event import Event
@@ -25,6 +33,8 @@ ResultT = TypeVar("ResultT")
 
 DEFAULT_URL = "http://localhost:8000"
 CONNECT_SECONDS = 5.0
+
+_KEY = re.compile(r"[\x21-\x7e]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,15 +50,35 @@ class SessionSettings:
     """
 
     url: str
-    key: str | None
+    key: str | None = field(repr=False)
     timeout_seconds: float
     retry: RetryPolicy
+
+    def __post_init__(self) -> None:
+        """Check what a request would fail at, with the key in the failure's message.
+
+        Raises:
+            ValueError: the address is none, or the key cannot stand in a header.
+        """
+        check_url(self.url)
+        if self.key is not None and not _KEY.fullmatch(self.key):
+            raise ValueError("the key is none: a key has no spaces and no letters beyond ASCII")
 
     def options(self) -> dict[str, Any]:
         """Return the options of an httpx client."""
         headers = {} if self.key is None else {"authorization": f"Bearer {self.key}"}
         timeout = httpx.Timeout(self.timeout_seconds, connect=CONNECT_SECONDS)
         return {"base_url": self.url, "headers": headers, "timeout": timeout}
+
+
+def check_url(url: str) -> None:
+    """Raise ValueError for what is no address of a server."""
+    try:
+        parsed = httpx.URL(url)
+    except httpx.InvalidURL as error:
+        raise ValueError(f"{url!r} is no address: {error}") from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise ValueError(f"{url!r} is no address: it begins with http:// or https:// and a host")
 
 
 def _request(client: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx.Request:
@@ -64,8 +94,14 @@ def _request(client: httpx.Client | httpx.AsyncClient, call: Call[Any]) -> httpx
     return client.build_request(call.method, call.path, **options)
 
 
-def _text_call(path: str) -> Call[None]:
-    return Call("GET", path, lambda data, info: None, Safety.READ)
+def _text_call(path: str, is_sent_once: bool) -> Call[None]:
+    return Call("GET", path, lambda data, info: None, Safety.READ, is_sent_once=is_sent_once)
+
+
+def _find_wait(
+    retry: RetryPolicy, num_sent: int, call: Call[Any], error: ShadowClientError
+) -> float | None:
+    return None if call.is_sent_once else retry.find_wait(num_sent, call.safety, error)
 
 
 def _progress(event: Event) -> Progress:
@@ -88,7 +124,7 @@ class SyncSession:
         transport: httpx.BaseTransport | None = None,
         sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        self.url = settings.url
+        self.url = shown_url(settings.url)
         self._retry = settings.retry
         self._sleep = sleep
         self._http = httpx.Client(transport=transport, **settings.options())
@@ -114,7 +150,7 @@ class SyncSession:
             try:
                 return self._send(call)
             except ShadowClientError as error:
-                wait_seconds = self._retry.find_wait(num_sent, call.safety, error)
+                wait_seconds = _find_wait(self._retry, num_sent, call, error)
                 if wait_seconds is None:
                     raise
                 self._sleep(wait_seconds)
@@ -130,9 +166,9 @@ class SyncSession:
                 on_progress(_progress(event))
         raise BadAnswerError("the publish ended without its result")
 
-    def text(self, path: str) -> str:
+    def text(self, path: str, *, is_sent_once: bool = False) -> str:
         """Return the text of a GET; for what is not JSON."""
-        response = self.open(_text_call(path))
+        response = self.open(_text_call(path, is_sent_once))
         with closing(response):
             self._read(response)
         return response.text
@@ -140,8 +176,8 @@ class SyncSession:
     def _send(self, call: Call[Any]) -> httpx.Response:
         try:
             response = self._http.send(_request(self._http, call), stream=True)
-        except httpx.TransportError as error:
-            raise connection_error(error, self.url) from error
+        except httpx.RequestError as error:
+            raise request_error(error, self.url) from error
         if response.is_success:
             return response
         with closing(response):
@@ -151,8 +187,8 @@ class SyncSession:
     def _read(self, response: httpx.Response) -> None:
         try:
             response.read()
-        except httpx.TransportError as error:
-            raise connection_error(error, self.url) from error
+        except httpx.RequestError as error:
+            raise request_error(error, self.url) from error
 
 
 class AsyncSession:
@@ -164,7 +200,7 @@ class AsyncSession:
         transport: httpx.AsyncBaseTransport | None = None,
         sleep: Callable[[float], Awaitable[None]] = anyio.sleep,
     ) -> None:
-        self.url = settings.url
+        self.url = shown_url(settings.url)
         self._retry = settings.retry
         self._sleep = sleep
         self._http = httpx.AsyncClient(transport=transport, **settings.options())
@@ -185,7 +221,7 @@ class AsyncSession:
             try:
                 return await self._send(call)
             except ShadowClientError as error:
-                wait_seconds = self._retry.find_wait(num_sent, call.safety, error)
+                wait_seconds = _find_wait(self._retry, num_sent, call, error)
                 if wait_seconds is None:
                     raise
                 await self._sleep(wait_seconds)
@@ -201,17 +237,17 @@ class AsyncSession:
                 on_progress(_progress(event))
         raise BadAnswerError("the publish ended without its result")
 
-    async def text(self, path: str) -> str:
+    async def text(self, path: str, *, is_sent_once: bool = False) -> str:
         """See `SyncSession.text`."""
-        response = await self.open(_text_call(path))
+        response = await self.open(_text_call(path, is_sent_once))
         await self._read(response)
         return response.text
 
     async def _send(self, call: Call[Any]) -> httpx.Response:
         try:
             response = await self._http.send(_request(self._http, call), stream=True)
-        except httpx.TransportError as error:
-            raise connection_error(error, self.url) from error
+        except httpx.RequestError as error:
+            raise request_error(error, self.url) from error
         if response.is_success:
             return response
         await self._read(response)
@@ -221,5 +257,5 @@ class AsyncSession:
         async with aclosing(response):
             try:
                 await response.aread()
-            except httpx.TransportError as error:
-                raise connection_error(error, self.url) from error
+            except httpx.RequestError as error:
+                raise request_error(error, self.url) from error

@@ -6,13 +6,14 @@ for the synchronous ones also when the iterator is dropped, as a `break` out of 
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
 import httpx
 
-from shadow_client.answer import connection_error, info_of, parse_event, stream_error
+from shadow_client.answer import info_of, parse_event, request_error, stream_error
 from shadow_client.error import StreamInterruptedError
 from shadow_client.event import DONE, Event, EventReader
 from shadow_client.generation import ChatCompletion, Completion, Usage
@@ -29,17 +30,17 @@ def read_events(response: httpx.Response) -> Generator[Event]:
         ApiError: the server told one inside the stream.
         StreamInterruptedError: it ended without its end mark.
         ConnectionFailedError: the connection broke.
+        BadAnswerError: it cannot be decoded.
     """
     reader = EventReader()
     try:
-        for line in response.iter_lines():
-            event = _checked(reader.feed(line), response)
-            if event is not None and event.data == DONE:
-                return
-            if event is not None:
-                yield event
-    except httpx.TransportError as error:
-        raise connection_error(error, str(response.url)) from error
+        for piece in response.iter_bytes():
+            for event in reader.feed(piece):
+                if event.data == DONE:
+                    return
+                yield _checked(event, response)
+    except httpx.RequestError as error:
+        raise request_error(error, response.url) from error
     finally:
         response.close()
     raise _interrupted()
@@ -49,21 +50,20 @@ async def read_events_async(response: httpx.Response) -> AsyncGenerator[Event]:
     """Yield the same as `read_events`, and raise the same."""
     reader = EventReader()
     try:
-        async for line in response.aiter_lines():
-            event = _checked(reader.feed(line), response)
-            if event is not None and event.data == DONE:
-                return
-            if event is not None:
-                yield event
-    except httpx.TransportError as error:
-        raise connection_error(error, str(response.url)) from error
+        async for piece in response.aiter_bytes():
+            for event in reader.feed(piece):
+                if event.data == DONE:
+                    return
+                yield _checked(event, response)
+    except httpx.RequestError as error:
+        raise request_error(error, response.url) from error
     finally:
         await response.aclose()
     raise _interrupted()
 
 
-def _checked(event: Event | None, response: httpx.Response) -> Event | None:
-    error = None if event is None else stream_error(event.data, info_of(response))
+def _checked(event: Event, response: httpx.Response) -> Event:
+    error = stream_error(event.data, info_of(response))
     if error is not None:
         raise error
     return event
@@ -88,6 +88,8 @@ class Stream(Generic[ChunkT]):
         self._read = read
         # A function of the module: a generator of a method would hold this object, and never be dropped with it.
         self._events = read_events(response)
+        # A generator that was never begun has no end of its own.
+        weakref.finalize(self, response.close)
 
     def __iter__(self) -> Iterator[ChunkT]:
         """Return itself."""

@@ -343,8 +343,10 @@ def _stream(
     texts: list[str], piece: Callable[[str], dict[str, Any]], name: str | None
 ) -> Iterator[tuple[str, Any]]:
     for index, text in enumerate(texts):
-        for word in re.findall(r"\S+\s*", text):
-            choice = {"index": index, "finish_reason": None, **piece(word)}
+        words = re.findall(r"\S+\s*", text) or [""]
+        for place, word in enumerate(words, start=1):
+            reason = "stop" if place == len(words) else None
+            choice = {"index": index, "finish_reason": reason, **piece(word)}
             yield "", _answered([choice], name, []) | {"usage": None}
     yield "", _answered([], name, texts)
 

@@ -22,6 +22,7 @@ from shadow_client.error_code import (
     RateLimitExceededError,
     ServerOverloadedError,
 )
+from shadow_client.session import SessionSettings
 from shadow_client.testing import MockServer
 
 TALK = [{"role": "user", "content": "hi there"}]
@@ -57,6 +58,8 @@ def test_streams(mock, client, route):
         assert stream.info.adapter == "support"
         chunks = list(stream)
         assert [chunk.text for chunk in chunks] == ["[support] ", "hi ", "there", ""]
+        reasons = [chunk.choices[0].finish_reason for chunk in chunks if chunk.choices]
+        assert reasons == [None, None, "stop"]
         assert stream.usage.completion_tokens == 3
     assert mock.bodies[0]["stream_options"] == {"include_usage": True}
 
@@ -217,6 +220,34 @@ def test_another_programs_answer(open_client, body):
         client.adapters.list()
 
 
+@pytest.mark.parametrize("encoding", ["gzip", None])
+def test_bytes_that_cannot_be_read_are_no_answer(open_client, encoding):
+    # Not compressed as it says, and deeper than the parser goes.
+    headers = {} if encoding is None else {"content-encoding": encoding}
+
+    def answer(request):
+        return httpx.Response(200, headers=headers, stream=httpx.ByteStream(b"[" * 100_000))
+
+    with over(answer, open_client) as client:
+        with pytest.raises(BadAnswerError):
+            client.adapters.list()
+        if encoding is not None:
+            with pytest.raises(BadAnswerError), client.completions.stream("hi") as stream:
+                list(stream)
+
+
+def test_a_redirect_is_not_followed_with_the_key_and_has_its_status(open_client):
+    sent = []
+
+    def answer(request):
+        sent.append(request)
+        return httpx.Response(307, headers={"location": "http://elsewhere/"})
+
+    with over(answer, open_client) as client, pytest.raises(ApiError) as caught:
+        client.adapters.list()
+    assert (caught.value.status, caught.value.code, len(sent)) == (307, None, 1)
+
+
 def test_a_proxys_error_has_its_status(open_client):
     with (
         over(lambda _: httpx.Response(502, text="<html>"), open_client) as client,
@@ -252,8 +283,8 @@ def test_waiting_ends_with_what_the_server_says(open_client):
 
 def test_readiness(mock, client):
     assert client.is_ready()
-    mock.fail("not_ready", num_times=3)
-    assert not client.is_ready()
+    mock.fail("not_ready")
+    assert not client.is_ready()  # an answer: not asked again until it is another one
     assert client.version() == "mock"
     assert client.models()[0].parent is None
     assert client.metrics() == ""
@@ -271,12 +302,41 @@ def test_a_key_is_sent_and_never_shown(open_client):
     assert repr(Client("http://x", "sk-secret")) == "Client('http://x')"
 
 
+@pytest.mark.parametrize("key", ["sk-secret\n", "sk-sécret", "sk secret", ""])
+@pytest.mark.parametrize("cls", [Client, AsyncClient])
+def test_a_key_that_no_header_takes_is_refused_without_being_told(cls, key):
+    with pytest.raises(ValueError, match="the key is none") as caught:
+        cls("http://x", key)
+    assert "cret" not in f"{caught.value!r}"
+    assert "sk-" not in repr(SessionSettings("http://x", "sk-secret", 1.0, RetryPolicy()))
+
+
+@pytest.mark.parametrize("url", ["localhost:8000", "ftp://x", "http://", "", "http://a\n"])
+def test_what_is_no_address_is_refused_at_once(url):
+    with pytest.raises(ValueError, match="is no address"):
+        Client(url)
+
+
+def test_a_password_in_an_address_is_in_no_message(open_client):
+    def refuse(request):
+        raise httpx.ConnectError("refused")
+
+    never = RetryPolicy(max_retries=0)
+    with Client("http://me:secret@x", retry=never, transport=httpx.MockTransport(refuse)) as client:
+        with pytest.raises(ConnectionFailedError, match="http://x cannot be reached") as caught:
+            client.models()
+        assert "secret" not in f"{client!r} {caught.value!r}"
+
+
 @pytest.mark.parametrize("cls", [Client, AsyncClient])
 def test_settings_from_the_environment(cls):
     made = cls.from_environment({"SHADOW_SERVER_URL": "http://x:1", "SHADOW_SERVER_KEY": "k"})
     assert made._session.url == "http://x:1"
     assert made._session._http.headers["authorization"] == "Bearer k"
     assert cls.from_environment({})._session.url == "http://localhost:8000"
+    # A file of a Kubernetes secret often ends in a line end.
+    made = cls.from_environment({"SHADOW_SERVER_KEY": "k\n"})
+    assert made._session._http.headers["authorization"] == "Bearer k"
 
 
 @pytest.mark.parametrize(

@@ -34,9 +34,17 @@ def test_malformed_headers_count_as_absent():
             "retry-after": "soon",
             "x-ratelimit-limit-tokens": "9",
             "x-ratelimit-remaining-tokens": "-1",
+            "x-ratelimit-limit-requests": "9" * 5000,
+            "x-ratelimit-remaining-requests": "9",
         },
     )
     assert (info.adapter_version, info.retry_after_seconds, info.token_rate) == (None, None, None)
+    assert info.request_rate is None
+
+
+@pytest.mark.parametrize("text", ["", "1.5", "-5", "²", f"Wed, 21 Oct {10**20} 07:28:00 GMT"])
+def test_no_seconds_and_no_date_asks_for_no_wait(text):
+    assert read_retry_after(text) is None
 
 
 @pytest.mark.parametrize(

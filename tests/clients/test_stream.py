@@ -79,6 +79,12 @@ def test_a_stream_that_nobody_reads_is_closed_too():
         assert server.has_left.wait(10)
 
 
+def test_a_stream_that_is_dropped_unread_is_closed_too():
+    with OneStream(EVENT) as server, Client(server.url) as client:
+        client.completions.stream("hi")
+        assert server.has_left.wait(10)
+
+
 async def test_the_end_of_an_async_with_closes_the_connection():
     with OneStream(EVENT * 2) as server:
         async with AsyncClient(server.url) as client:
@@ -137,6 +143,13 @@ def test_an_error_inside_a_stream_is_raised():
     assert (error.status, error.code) == (503, "adapter_failed")
 
 
+def test_line_separators_in_a_text_end_no_line():
+    text = "a\u2028b\u2029c\x85d\x0be\x1cf"
+    chunk = CHUNK | {"choices": [{"index": 0, "text": text}]}
+    data = json.dumps(chunk, ensure_ascii=False).encode()
+    assert read_all(b"data: " + data + b"\n\ndata: [DONE]\n\n") == ([text], None)
+
+
 def test_a_text_that_says_error_is_no_error():
     chunk = CHUNK | {"choices": [{"index": 0, "text": '{"error": 1}'}]}
     content = b"data: " + json.dumps(chunk).encode() + b"\n\ndata: [DONE]\n\n"
@@ -157,5 +170,14 @@ def test_a_text_that_says_error_is_no_error():
     ],
 )
 def test_events(lines, events):
+    assert EventReader().feed("".join(f"{line}\n" for line in lines).encode()) == events
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+@pytest.mark.parametrize("size", [1, 2, 3, 100])
+def test_events_in_any_cut(end, size):
+    content = f"data: ä\u2028{end}{end}event: x{end}data: b{end}data: {end}{end}:{end}".encode()
     reader = EventReader()
-    assert [e for e in map(reader.feed, lines) if e is not None] == events
+    cuts = [content[at : at + size] for at in range(0, len(content), size)]
+    found = [event for cut in cuts for event in reader.feed(cut)]
+    assert found == [Event("message", "ä\u2028"), Event("x", "b\n")]

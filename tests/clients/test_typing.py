@@ -17,6 +17,16 @@ def plain(client: Client) -> None:
     client.completions.create("hi", max_tokens="3")
     client.completions.create("hi", no_such_field=3)
 
+def tools(client: Client) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "f", "arguments": "{}"}}
+    client.chat.create(
+        [
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "1", "content": "4"},
+            {"role": "user", "content": [{"type": "text", "text": "and?"}]},
+        ]
+    )
+
 async def asynchronous(client: AsyncClient) -> None:
     reveal_type(await client.adapters.list())
 """
@@ -40,7 +50,7 @@ def test_programs_are_checked(tmp_path):
         (8, 'Revealed type is "shadow_client.generation.ChatCompletion"'),
         (9, "[arg-type]"),
         (10, "[call-arg]"),
-        (13, 'Revealed type is "tuple[shadow_client.adapter.Adapter, ...]"'),
+        (23, 'Revealed type is "tuple[shadow_client.adapter.Adapter, ...]"'),
     ]
     assert len(told) == len(expected), done.stdout + done.stderr
     for line, (number, text) in zip(told, expected, strict=True):
