@@ -43,7 +43,8 @@ class ServerProcess:
         _check_port(self._host, self._port)
         # GiB of KV cache on a CPU engine; the default would take half of the machine's memory.
         environment = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_NO_USAGE_STATS": "1", **os.environ}
-        command = [sys.executable, "-m", "shadow_server", "serve", *self._arguments]
+        # -P: what the current folder holds is not imported.
+        command = [sys.executable, "-P", "-m", "shadow_server", "serve", *self._arguments]
         with self.log_path.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - our own interpreter and module
                 command,

@@ -86,21 +86,18 @@ def load(
 ) -> None:
     """Publish an adapter: a new name, or the next version of a known one."""
     source = _source(folder, server_path, hub)
-    with connect(url, key, key_file) as client:
-        with progress_bar(name, is_quiet=json) as on_progress:
-            options = {"can_replace": replace, "wait": wait}
-            if isinstance(source, _Upload):
-                made = client.adapters.upload(
-                    name, source.files, on_progress=on_progress, **options
-                )
-            else:
-                made = client.adapters.publish(
-                    name,
-                    source,
-                    backbone_config=backbone_config,
-                    on_progress=on_progress,
-                    **options,
-                )
+    with connect(url, key, key_file) as client, progress_bar(name, is_quiet=json) as on_progress:
+        options = {"can_replace": replace, "wait": wait}
+        if isinstance(source, _Upload):
+            made = client.adapters.upload(name, source.files, on_progress=on_progress, **options)
+        else:
+            made = client.adapters.publish(
+                name,
+                source,
+                backbone_config=backbone_config,
+                on_progress=on_progress,
+                **options,
+            )
         if pin:
             made = client.adapters.pin(name)
     _show(made, json)
@@ -115,14 +112,18 @@ def unload(
     json: Json = False,
 ) -> None:
     """Delete adapters with all their versions; requests that use one finish on it."""
-    with connect(url, key, key_file) as client:
-        gone = [client.adapters.delete(name) for name in names]
+    gone = []
+    with connect(url, key, key_file, timeout_seconds=LOAD_SECONDS) as client:
+        for name in names:
+            with progress_bar(f"{name}: unload", is_quiet=json):
+                deletion = client.adapters.delete(name)
+            gone.append(deletion)
+            # Told at once: the next one may be refused.
+            if not json:
+                rest = "" if deletion.is_gone else "; requests still finish on it"
+                write_note(f"'{deletion.name}' is deleted{rest}")
     if json:
         write_json(gone)
-        return
-    for deletion in gone:
-        rest = "" if deletion.is_gone else "; requests still finish on it"
-        write_note(f"'{deletion.name}' is deleted{rest}")
 
 
 @app.command()

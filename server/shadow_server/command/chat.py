@@ -5,18 +5,21 @@ Runs in: the command's own process.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Iterator
 from typing import Annotated
 
 import typer
 
-from shadow_client import ApiError, ChatCompletion, Client, Message, Stream
+from shadow_client import ApiError, ChatCompletion, Client, Message, ShadowClientError, Stream
+from shadow_client.client import LOAD_SECONDS
 from shadow_client.generation import ChatOptions
 from shadow_client.session import DEFAULT_URL
 from shadow_server.command.completion import complete_adapter
 from shadow_server.command.connection import Json, Key, KeyFile, Url, connect
-from shadow_server.command.output import is_coloured, write_json, write_note
+from shadow_server.command.output import is_coloured, shown_text, write_json, write_note
+from shadow_server.command.progress import progress_bar
 
 _HELP = "/adapter NAME  ask another one (/adapter alone: the base)    /reset  forget    /quit"
 
@@ -46,7 +49,10 @@ def chat(
         options["seed"] = seed
     if prompt is None and not sys.stdin.isatty():
         prompt = sys.stdin.read().strip()
-    with connect(url, key, key_file) as client:
+    if prompt == "":
+        raise typer.BadParameter("the prompt is empty")
+    # Until the first token: a queue, an adapter that has to be loaded, a long prompt.
+    with connect(url, key, key_file, timeout_seconds=LOAD_SECONDS) as client:
         conversation = Conversation(client, adapter, system, options)
         if prompt is not None:
             _ask_once(conversation, prompt, is_json=json)
@@ -126,8 +132,9 @@ def _answer(conversation: Conversation, line: str) -> None:
         _write(conversation.ask(line))
     except KeyboardInterrupt:  # the answer, not the conversation
         write_note(" [stopped]")
-    except ApiError as error:
-        write_note(f"{error} ({error.code})")
+    except ShadowClientError as error:
+        code = error.code if isinstance(error, ApiError) else None
+        write_note(f"{error} ({code})" if code else str(error))
 
 
 def _read_line(adapter: str | None) -> str | None:
@@ -141,7 +148,10 @@ def _read_line(adapter: str | None) -> str | None:
 
 
 def _write(pieces: Iterator[str]) -> None:
-    for piece in pieces:
-        sys.stdout.write(piece)
+    spell = shown_text if sys.stdout.isatty() else str
+    with progress_bar("waiting"):
+        first = next(pieces, "")
+    for piece in itertools.chain([first], pieces):
+        sys.stdout.write(spell(piece))
         sys.stdout.flush()
     sys.stdout.write("\n")

@@ -16,11 +16,15 @@ _WAIT_SECONDS = 1.0
 
 def complete_adapter(incomplete: str) -> list[str]:
     """Return the adapters that begin with `incomplete`; none when the server does not answer within a second."""
-    url, key = os.environ.get(URL_VARIABLE, DEFAULT_URL), os.environ.get(KEY_VARIABLE)
+    url = os.environ.get(URL_VARIABLE) or DEFAULT_URL
+    key = os.environ.get(KEY_VARIABLE, "").strip() or None
     never = RetryPolicy(max_retries=0)
     try:
         with Client(url, key, timeout_seconds=_WAIT_SECONDS, retry=never) as client:
             names = [adapter.name for adapter in client.adapters.list()]
-    except ShadowClientError:
+    except (
+        ShadowClientError,
+        ValueError,
+    ):  # nobody there, or no address and no key in the environment
         return []
     return [name for name in names if name.startswith(incomplete)]

@@ -16,10 +16,11 @@ import typer
 
 from shadow_client import AsyncClient, Client, RetryPolicy
 from shadow_client.client import KEY_VARIABLE, URL_VARIABLE
-from shadow_client.session import DEFAULT_URL
+from shadow_client.session import DEFAULT_URL, check_url
 
 # A person waits: less patient than a program.
 _RETRY = RetryPolicy(first_wait_seconds=0.2)
+_QUIET_SECONDS = 30.0
 
 COMMANDS_WITH_KEY = ("adapters", "bench", "chat", "doctor", "top")
 
@@ -44,15 +45,24 @@ def connect(
     key: str | None = None,
     key_file: Path | None = None,
     *,
-    retry: RetryPolicy | None = None,
+    retry: RetryPolicy = _RETRY,
+    timeout_seconds: float = _QUIET_SECONDS,
 ) -> Client:
     """Return a client; the caller closes it.
+
+    Args:
+        url: the server's address.
+        key: wins over the environment's, and `key_file` over both.
+        key_file: its first line is the key.
+        retry: see `RetryPolicy`.
+        timeout_seconds: between two signs of life of the server, where a call has no longer time of its own.
 
     Raises:
         FileNotFoundError: there is no key file.
         typer.BadParameter: the address is none.
     """
-    return Client(_check(url), _read_key(key, key_file), retry=retry or _RETRY)
+    address, secret = _check(url), _read_key(key, key_file)
+    return Client(address, secret, retry=retry, timeout_seconds=timeout_seconds)
 
 
 def connect_many(url: str, key: str | None, key_file: Path | None) -> AsyncClient:
@@ -67,15 +77,18 @@ def connect_many(url: str, key: str | None, key_file: Path | None) -> AsyncClien
 
 
 def _check(url: str) -> str:
-    if not url.startswith(("http://", "https://")):
-        raise typer.BadParameter(f"{url!r} is no address: it begins with http:// or https://")
+    try:
+        check_url(url)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
     return url.rstrip("/")
 
 
 def _read_key(key: str | None, key_file: Path | None) -> str | None:
     if key_file is not None:
-        key = key_file.read_text(encoding="utf-8").partition("\n")[0].strip()
-    return key or None
+        key = key_file.read_text(encoding="utf-8").partition("\n")[0]
+    # Of the environment, too: a secret that was mounted or read from a file often ends in a line end.
+    return (key or "").strip() or None
 
 
 def keep_key_out_of_the_process_list(words: Sequence[str]) -> None:
@@ -87,7 +100,8 @@ def keep_key_out_of_the_process_list(words: Sequence[str]) -> None:
     rest, key = take_key(words)
     if key is not None:
         environment = os.environ | {KEY_VARIABLE: key}
-        command = [sys.executable, "-m", "shadow_server", *rest]
+        # -P: or a package of this name in the current folder would be run, and get the key.
+        command = [sys.executable, "-P", "-m", "shadow_server", *rest]
         sys.stdout.flush()
         os.execve(sys.executable, command, environment)  # noqa: S606 - this very program
 

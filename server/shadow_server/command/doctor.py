@@ -11,13 +11,18 @@ from typing import Annotated
 
 import typer
 
+from shadow_client import RetryPolicy
 from shadow_client.session import DEFAULT_URL
 from shadow_server.command.checkup import Finding, Status, check_machine
 from shadow_server.command.connection import Json, Key, KeyFile, Url, connect
 from shadow_server.command.exit_code import ExitCode
-from shadow_server.command.output import is_coloured, write_json
+from shadow_server.command.output import is_coloured, shown, write_json
+from shadow_server.command.progress import progress_bar
 from shadow_server.command.server_checkup import check_server
 
+# Longer than a server takes to find out that it is not ready.
+_PATIENCE_SECONDS = 10.0
+_NEVER = RetryPolicy(max_retries=0)
 _COLOURS = {Status.OK: "32", Status.WARNING: "33", Status.FAILURE: "31"}
 
 
@@ -36,8 +41,11 @@ def doctor(
     json: Json = False,
 ) -> None:
     """Look for what keeps a server from starting or answering, each with what to try. Changes nothing."""
-    findings = check_machine(port, state_dir, adapter_root or [], tenants_file)
-    with connect(url, key, key_file) as client:
+    with (
+        connect(url, key, key_file, retry=_NEVER, timeout_seconds=_PATIENCE_SECONDS) as client,
+        progress_bar("looking", is_quiet=json),
+    ):
+        findings = check_machine(port, state_dir, adapter_root or [], tenants_file)
         findings += check_server(client, url)
     if json:
         write_json(findings)
@@ -52,6 +60,6 @@ def _show(finding: Finding) -> None:
     mark = f"{finding.status.value:<7}"
     if is_coloured(sys.stdout):
         mark = f"\x1b[{_COLOURS[finding.status]}m{mark}\x1b[0m"
-    sys.stdout.write(f"{mark}  {finding.what:<12}  {finding.detail}\n")
+    sys.stdout.write(f"{mark}  {finding.what:<12}  {shown(finding.detail)}\n")
     if finding.hint is not None:
-        sys.stdout.write(f"{'':<23}try: {finding.hint}\n")
+        sys.stdout.write(f"{'':<23}try: {shown(finding.hint)}\n")

@@ -10,6 +10,7 @@ from enum import IntEnum
 from shadow_client.error import (
     ApiError,
     AuthenticationError,
+    BadAnswerError,
     ConnectionFailedError,
     NotFoundError,
     PermissionDeniedError,
@@ -49,7 +50,7 @@ MEANINGS = {
 
 def exit_code_of(error: Exception) -> ExitCode:
     """Return the status that an error of the client ends a command with."""
-    if isinstance(error, ConnectionFailedError):
+    if isinstance(error, ConnectionFailedError | BadAnswerError):
         return ExitCode.UNREACHABLE
     if isinstance(error, FileNotFoundError | NotFoundError):
         return ExitCode.NOT_FOUND
@@ -68,7 +69,7 @@ def exit_code_of(error: Exception) -> ExitCode:
 
 def hint_of(error: Exception) -> str | None:
     """Return what to try next, None when there is nothing to suggest."""
-    if isinstance(error, ConnectionFailedError):
+    if isinstance(error, ConnectionFailedError | BadAnswerError):
         return "--url or SHADOW_SERVER_URL for another address; `shadowserve doctor` looks at it"
     if isinstance(error, AuthenticationError):
         return "--key-file FILE, or the key in SHADOW_SERVER_KEY"

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any, TextIO
+from unicodedata import category
 
 _BOLD, _PLAIN = "\x1b[1m", "\x1b[0m"
 _UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -23,7 +24,7 @@ def write_json(value: Any) -> None:
 
 def write_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """Write aligned columns, numbers to the right; the head is bold where colour is wanted."""
-    cells = [[str(cell) for cell in row] for row in rows]
+    cells = [[shown(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(headers, *cells, strict=True)]
     head = _line(headers, widths)
     sys.stdout.write(f"{_BOLD}{head}{_PLAIN}\n" if is_coloured(sys.stdout) else f"{head}\n")
@@ -32,14 +33,34 @@ def write_table(headers: Sequence[str], rows: Iterable[Sequence[object]]) -> Non
 
 def write_fields(pairs: Iterable[tuple[str, object]]) -> None:
     """Write one `name  value` a line; what is None is left out."""
-    shown = [(name, value) for name, value in pairs if value is not None]
-    width = max((len(name) for name, _ in shown), default=0)
-    sys.stdout.writelines(f"{name:<{width}}  {value}\n" for name, value in shown)
+    known = [(name, shown(value)) for name, value in pairs if value is not None]
+    width = max((len(name) for name, _ in known), default=0)
+    sys.stdout.writelines(f"{name:<{width}}  {value}\n" for name, value in known)
 
 
 def write_note(text: str) -> None:
     """Write one line for people to standard error."""
-    sys.stderr.write(f"{text}\n")
+    sys.stderr.write(f"{shown(text)}\n")
+
+
+def shown(value: object) -> str:
+    r"""Return a value as one line of text that only shows itself.
+
+    Names, sources and reasons are other people's input, down to the names of tensors in a file. What is not printable
+    is spelt out, `\x1b` say: it would move the cursor, set the terminal's title or turn the line around.
+    """
+    return "".join(map(_spelt, str(value)))
+
+
+def shown_text(text: str) -> str:
+    """Return a model's text for a terminal: lines and tabs stay, and what joins letters and emoji; see `shown`."""
+    return "".join(c if c in "\n\t" or category(c) == "Cf" else _spelt(c) for c in text)
+
+
+def _spelt(character: str) -> str:
+    if character.isprintable():
+        return character
+    return character.encode("unicode_escape").decode()
 
 
 def is_coloured(stream: TextIO) -> bool:

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 from shadow_client.adapter import Progress
 from shadow_client.upload import OnProgress
+from shadow_server.command.output import shown
 
 
 @contextmanager
@@ -34,15 +35,17 @@ def progress_bar(title: str, *, is_quiet: bool = False) -> Iterator[OnProgress |
     )
     from rich.progress import Progress as Bar
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(24), DownloadColumn())
+    # No markup: `[/x]` is a name, or a stage of another server's.
+    text = TextColumn("{task.description}", markup=False)
+    columns = (SpinnerColumn(), text, BarColumn(24), DownloadColumn())
     console = Console(stderr=True)
     with Bar(*columns, TimeElapsedColumn(), console=console, transient=True) as bar:
-        task = bar.add_task(title, total=None)
+        task = bar.add_task(shown(title), total=None)
 
         def tell(progress: Progress) -> None:
             bar.update(
                 task,
-                description=f"{title}: {progress.stage}",
+                description=shown(f"{title}: {progress.stage}"),
                 completed=progress.num_bytes or 0,
                 total=progress.total_bytes,
             )

@@ -17,6 +17,7 @@ from shadow_client import ApiError, ShadowClientError
 from shadow_server.command import adapters, bench, chat, doctor, top
 from shadow_server.command.exit_code import ExitCode, exit_code_of, hint_of
 from shadow_server.command.local import RefusedError
+from shadow_server.command.output import write_note
 
 PROGRAM = "shadowserve"
 
@@ -68,15 +69,24 @@ def _hand_over(command: str, words: Sequence[str] | None) -> None:
 def run(words: Sequence[str]) -> int:
     """Run a command line and return its exit status; see `ExitCode`."""
     try:
-        app(args=list(words), prog_name=PROGRAM)
-    except SystemExit as ended:
-        return ended.code if isinstance(ended.code, int) else ExitCode.FAILED
+        try:
+            app(args=list(words), prog_name=PROGRAM)
+        finally:
+            sys.stdout.flush()  # what does not fit is told here, and not while the interpreter ends
     except BrokenPipeError:  # `shadowserve adapters list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return ExitCode.OK
+        return _end_quietly()
+    except SystemExit as ended:
+        if isinstance(ended.__context__, BrokenPipeError):  # the same, as click ends it
+            return _end_quietly()
+        return ended.code if isinstance(ended.code, int) else ExitCode.FAILED
     except (ShadowClientError, RefusedError, OSError, ValueError) as error:
         _report(error, is_json="--json" in words)
         return exit_code_of(error)
+    return ExitCode.OK
+
+
+def _end_quietly() -> int:
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return ExitCode.OK
 
 
@@ -87,7 +97,7 @@ def _report(error: Exception, *, is_json: bool) -> None:
         fields = {"message": str(error), "code": code, "request_id": request_id}
         sys.stderr.write(json.dumps({"error": fields}) + "\n")
         return
-    sys.stderr.write(f"{PROGRAM}: {error}{f' ({code})' if code else ''}\n")
+    write_note(f"{PROGRAM}: {error}{f' ({code})' if code else ''}")
     hint = hint_of(error)
     if hint is not None:
-        sys.stderr.write(f"  try: {hint}\n")
+        write_note(f"  try: {hint}")

@@ -5,7 +5,7 @@ Runs in: the command's own process.
 
 from __future__ import annotations
 
-from shadow_client import Client, ConnectionFailedError, ShadowClientError
+from shadow_client import Client, ConnectionFailedError, ShadowClientError, TimedOutError
 from shadow_client.error import AuthenticationError
 from shadow_server.command.checkup import Finding, failed, passed, warned
 
@@ -19,6 +19,8 @@ def check_server(client: Client, url: str) -> list[Finding]:
     """
     try:
         is_ready = client.is_ready()
+    except TimedOutError as error:
+        return [failed("server", str(error), "its log; it took the connection and says nothing")]
     except ConnectionFailedError:
         hint = "shadowserve serve MODEL, or --url of the server that you mean"
         return [warned("server", f"nothing answers at {url}", hint)]

@@ -17,12 +17,13 @@ from shadow_client import Adapter, Client
 from shadow_client.error import PermissionDeniedError
 from shadow_client.session import DEFAULT_URL
 from shadow_server.command.connection import Json, Key, KeyFile, Url, connect
-from shadow_server.command.output import write_json, write_note, write_table
+from shadow_server.command.output import shown, write_json, write_note, write_table
 from shadow_server.command.scrape import Series, by_adapter, quantile, read_samples
 
 if TYPE_CHECKING:
     from rich.table import Table
 
+_PATIENCE_SECONDS = 10.0
 _BASE, _OTHER = "__base__", "__other__"
 _HEADERS = (
     *("adapter", "version", "state", "level", "pinned", "running", "requests", "req/s"),
@@ -65,7 +66,7 @@ def top(
     json: Json = False,
 ) -> None:
     """Show adapters as they are used: requests, time to first token, inter-token latency, residency."""
-    with connect(url, key, key_file) as client:
+    with connect(url, key, key_file, timeout_seconds=_PATIENCE_SECONDS) as client:
         monitor = Monitor(client)
         if once or json or not sys.stdout.isatty():
             _show_once(monitor, is_json=json)
@@ -136,7 +137,8 @@ def cells_of(row: Row) -> tuple[str, ...]:
         *(row.first_token_p50, row.first_token_p99),
         *(row.inter_token_p50, row.inter_token_p99),
     )
-    return (row.adapter, *place, str(row.num_requests), rate, *map(_spell_seconds, latencies))
+    name = shown(row.adapter)
+    return (name, *place, str(row.num_requests), rate, *map(_spell_seconds, latencies))
 
 
 def _spell_seconds(seconds: float | None) -> str:

@@ -151,3 +151,9 @@ def test_progress_is_for_terminals(mock, capsys, monkeypatch, tmp_path):
     assert b'name="stream"\r\n\r\ntrue' in mock.requests[-1].content
     assert main(["adapters", "load", "a", str(tmp_path), "--json"]) == 0
     assert b'name="stream"\r\n\r\nfalse' in mock.requests[-1].content
+
+
+def test_what_was_unloaded_before_a_refusal_is_said(mock, capsys):
+    mock.publish("a")
+    assert main(["adapters", "unload", "a", "nobody"]) == 5
+    assert capsys.readouterr().err.startswith("'a' is deleted\n")

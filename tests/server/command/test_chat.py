@@ -3,6 +3,7 @@
 import io
 import json
 
+import httpx
 import pytest
 
 from shadow_server.cli import main
@@ -90,3 +91,35 @@ def test_over_the_server(shell, write_adapter):
     said = json.loads(shell("chat", "hi", "--adapter", "talks@1", "--json")[1])
     assert said["adapter"] == "acme/talks"
     shell("adapters", "unload", "talks")
+
+
+def test_nothing_from_a_pipe_is_no_prompt(mock, monkeypatch):
+    monkeypatch.setattr("sys.stdin", Pipe("\n"))
+    assert main(["chat"]) == 2
+    assert mock.requests == []
+
+
+def test_a_broken_connection_ends_the_answer_only(mock, types, capsys):
+    inner = mock.handle
+
+    def handle(request):
+        if b"breaks" in request.content:
+            raise httpx.ReadError("reset")
+        return inner(request)
+
+    mock.handle = handle
+    types("one", "breaks", "two")
+    assert main(["chat"]) == 0
+    assert "broke the connection" in capsys.readouterr().err
+    assert [message["content"] for message in mock.bodies[-1]["messages"]] == [
+        *("one", "[base] one", "two"),
+    ]
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_models_escapes_reach_no_terminal(mock, monkeypatch, capsys, is_terminal):
+    monkeypatch.setattr("sys.stdout.isatty", lambda: is_terminal)
+    assert main(["chat", "\x1b]52;c;cm0K\x07"]) == 0
+    out = capsys.readouterr().out
+    assert ("\x1b" in out) != is_terminal
+    assert (r"\x1b]52;c;" in out) == is_terminal

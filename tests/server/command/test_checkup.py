@@ -198,3 +198,13 @@ def test_the_command(mock, tmp_path, capsys):
     assert all((f["hint"] is None) == (f["status"] == "ok") for f in found)
     assert main(words[:-1]) == 0
     assert "ok       plugin" in capsys.readouterr().out
+
+
+def say_nothing(request):
+    raise httpx.ReadTimeout("late")
+
+
+def test_a_server_that_says_nothing():
+    (found,) = at(say_nothing)
+    assert found.status is Status.FAILURE
+    assert "did not answer in time" in found.detail

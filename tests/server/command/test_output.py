@@ -57,3 +57,22 @@ def test_json_of_values(capsys):
 )
 def test_sizes(num_bytes, text):
     assert output.spell_bytes(num_bytes) == text
+
+
+EVIL = "\x1b]0;title\x07\x9b2J\u202eabc\n\ud800é"
+PLAIN = r"\x1b]0;title\x07\x9b2J\u202eabc\n\ud800é"
+
+
+def test_what_others_wrote_only_shows_itself(capsys):
+    output.write_table((" ",), [(EVIL,)])
+    output.write_fields([("n", EVIL)])
+    output.write_note(EVIL)
+    captured = capsys.readouterr()
+    assert captured.out.splitlines()[1:] == [PLAIN, f"n  {PLAIN}"]
+    assert captured.err == f"{PLAIN}\n"
+
+
+def test_a_models_text_keeps_lines_and_joined_emoji():
+    text = "a\n\tb\U0001f468\u200d\U0001f469"
+    assert output.shown_text(text) == text
+    assert output.shown_text("\x1b[31m\r\x9b") == r"\x1b[31m\r\x9b"

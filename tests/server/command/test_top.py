@@ -78,7 +78,7 @@ def test_names_are_those_of_the_series(mock):
 
 
 def test_once(server, monkeypatch, capsys):
-    monkeypatch.setattr(top, "connect", lambda *_: server.client())
+    monkeypatch.setattr(top, "connect", lambda *_, **__: server.client())
     assert main(["top", "--once"]) == 0
     assert capsys.readouterr().out.splitlines()[1].startswith("acme/busy")
     assert main(["top", "--json"]) == 0
@@ -93,7 +93,7 @@ def test_on_a_terminal_it_is_drawn_until_interrupted(server, monkeypatch, capsys
         if len(looks) == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(top, "connect", lambda *_: server.client())
+    monkeypatch.setattr(top, "connect", lambda *_, **__: server.client())
     monkeypatch.setattr(top.time, "sleep", interrupt)
     monkeypatch.setattr("sys.stdout.isatty", lambda: True)
     monkeypatch.setenv("COLUMNS", "140")
