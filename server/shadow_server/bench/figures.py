@@ -67,7 +67,10 @@ def _spread(name: str, seconds: list[float]) -> Figures:
 
 
 def ratios(figures: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return a case over the base; above 1 is slower for latencies and faster for throughput, None without a base."""
+    """Return a case over the base; above 1 is slower for latencies and faster for throughput.
+
+    None where either has no answers: nothing would else be the fastest of all.
+    """
     keys = (
         "output_throughput",
         "median_ttft_ms",
@@ -76,4 +79,4 @@ def ratios(figures: Mapping[str, Any], base: Mapping[str, Any]) -> dict[str, flo
         "median_itl_ms",
         "p99_itl_ms",
     )
-    return {key: figures[key] / base[key] if base[key] else None for key in keys}
+    return {key: figures[key] / base[key] if figures[key] and base[key] else None for key in keys}

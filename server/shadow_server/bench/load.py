@@ -18,6 +18,9 @@ from shadow_server.bench.popularity import draw
 # Any vocabulary has these ids; what they say does not matter, only that no two prompts begin alike.
 _TOKENS = range(10, 250)
 
+# A refusal takes a millisecond: clients that ask again at once would measure nothing but refusals.
+_PAUSE_SECONDS = 0.1
+
 
 @dataclass(slots=True)
 class Timing:
@@ -53,9 +56,17 @@ class Round:
 
 
 async def run_round(
-    client: AsyncClient, case: Case, *, concurrency: int, seconds: float, seed: int
+    client: AsyncClient, case: Case, *, concurrency: int, seconds: float, seed: str
 ) -> Round:
-    """Keep `concurrency` requests under way for some seconds, then let them end."""
+    """Keep `concurrency` requests under way for some seconds, then let them end.
+
+    Args:
+        client: of the server.
+        case: whom to ask for what.
+        concurrency: requests under way.
+        seconds: until no more is sent.
+        seed: of prompts and draws; no two rounds have the same, or the second one's prompts are cached.
+    """
     rng = random.Random(seed)  # noqa: S311 - load, not secrets
     names = draw(case.popularity, case.adapters, rng)
     started, cpu_started = time.monotonic(), time.process_time()
@@ -76,7 +87,10 @@ async def _ask_until(
 ) -> None:
     while time.monotonic() < end:
         prompt = rng.choices(_TOKENS, k=case.shape.prompt_tokens)
-        timings.append(await ask(client, prompt, next(names), case.shape.output_tokens))
+        timing = await ask(client, prompt, next(names), case.shape.output_tokens)
+        timings.append(timing)
+        if timing.error is not None:
+            await asyncio.sleep(_PAUSE_SECONDS)
 
 
 async def ask(

@@ -71,7 +71,7 @@ async def run_cases(
 
 
 async def _run(
-    client: AsyncClient, result: Result, settings: BenchSettings, seconds: float, seed: int
+    client: AsyncClient, result: Result, settings: BenchSettings, seconds: float, number: int
 ) -> None:
     folders = settings.churn_folders if result.case.has_churn else ()
     async with churning(client, folders) as churn:
@@ -80,7 +80,8 @@ async def _run(
             result.case,
             concurrency=settings.concurrency,
             seconds=seconds,
-            seed=settings.seed + seed,
+            # Each round its own: the prompts of an earlier one lie in the server's prefix cache.
+            seed=f"{settings.seed}/{result.case.name}/{number}",
         )
     result.rounds.append(done)
     result.num_publishes += churn.num_publishes

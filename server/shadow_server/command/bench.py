@@ -10,6 +10,7 @@ import json as json_module
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -23,6 +24,7 @@ from shadow_server.bench.figures import BUSY_CLIENT_CORES
 from shadow_server.bench.popularity import POPULARITIES, Popularity
 from shadow_server.bench.run import BenchSettings, report, run_cases
 from shadow_server.command.connection import Json, Key, KeyFile, Url, connect, connect_many
+from shadow_server.command.exit_code import ExitCode
 from shadow_server.command.output import write_json, write_note, write_table
 from shadow_server.command.scrape import read_samples
 
@@ -71,25 +73,33 @@ def bench(
     json: Json = False,
 ) -> None:
     """Measure what adapters cost: the same load with and without them, as ratios to the bare base."""
+    _check_files(out, plot)
     settings = BenchSettings(concurrency, seconds, rounds, tuple(churn or ()), seed)
     with connect(url, key, key_file) as client:
         names = list(adapters or _listed(client))
+        num_slots = _num_slots(client) if overflow else None
         cases = plan(
             names,
             [SHAPES[name] for name in _chosen(shape, SHAPES, "mixed", "--shape")],
             counts=_numbers(distinct),
             popularities=_popularities(popularity),
-            num_slots=_num_slots(client) if overflow else None,
+            num_slots=num_slots,
             has_churn=bool(churn),
         )
-        _note_what_is_left_out(names, _numbers(distinct))
-        model = next((model.id for model in client.models()), "")
+        _note_what_is_left_out(
+            names, [*_numbers(distinct), *([2 * num_slots] if num_slots else [])]
+        )
+        model = next((model.id for model in client.models() if model.parent is None), "")
     found = asyncio.run(_measure(connect_many(url, key, key_file), cases, settings, model))
     if out is not None:
         out.write_text(json_module.dumps(found, indent=1) + "\n", encoding="utf-8")
     if plot is not None:
-        _write_plot(found, plot)
+        from shadow_server.bench.plot import write_plot
+
+        write_plot(found, plot)
     _show(found, is_json=json)
+    if not all(case["completed"] for case in found["cases"]):
+        raise typer.Exit(ExitCode.FAILED)
 
 
 async def _measure(
@@ -102,7 +112,9 @@ async def _measure(
 
 
 def _listed(client: Client) -> list[str]:
-    return [adapter.name for adapter in client.adapters.list() if adapter.failure is None]
+    # Of a name that was just published the list has the version that drains, too.
+    usable = (a for a in client.adapters.list() if a.failure is None and a.state != "DRAINING")
+    return list(dict.fromkeys(adapter.name for adapter in usable))
 
 
 def _chosen(
@@ -138,6 +150,16 @@ def _num_slots(client: Client) -> int | None:
     return next((int(sample.value) for sample in samples if sample.name == _SLOTS), None)
 
 
+def _check_files(out: Path | None, plot: Path | None) -> None:
+    """Find out before the minutes of a run, and not behind them, that its report cannot be written."""
+    for flag, path in (("--out", out), ("--plot", plot)):
+        if path is not None and not path.parent.is_dir():
+            raise typer.BadParameter(f"there is no folder '{path.parent}'", param_hint=flag)
+    if plot is not None and find_spec("matplotlib") is None:
+        message = "a plot needs matplotlib (pip install matplotlib)"
+        raise typer.BadParameter(message, param_hint="--plot")
+
+
 def _note_what_is_left_out(names: Sequence[str], counts: Sequence[int]) -> None:
     missing = [count for count in counts if count > len(names)]
     if missing:
@@ -155,19 +177,8 @@ def _progress(num_cases: int) -> Iterator[Callable[[Case, int], None]]:
     from rich.progress import Progress
 
     with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=num_cases)
+        task = bar.add_task("warming up", total=num_cases)
         yield lambda case, number: bar.update(task, description=case.name, completed=number)
-
-
-def _write_plot(found: dict[str, Any], path: Path) -> None:
-    from shadow_server.bench.plot import write_plot
-
-    try:
-        write_plot(found, path)
-    except ImportError:
-        raise typer.BadParameter(
-            "a plot needs matplotlib (pip install matplotlib)", param_hint="--plot"
-        ) from None
 
 
 def _show(found: dict[str, Any], *, is_json: bool) -> None:
@@ -176,9 +187,19 @@ def _show(found: dict[str, Any], *, is_json: bool) -> None:
     else:
         write_table(_HEADERS, [_cells(case) for case in found["cases"]])
         write_note("times and throughput over the bare base's, which is in ms and tokens/s")
+    for case in found["cases"]:
+        _note_failures(case)
     busiest = max(case["client_cpu_cores"] for case in found["cases"])
     if busiest > BUSY_CLIENT_CORES:
         write_note(f"the clients needed {busiest:.2f} cores: they may be what was measured")
+
+
+def _note_failures(case: dict[str, Any]) -> None:
+    if case["failed"]:
+        reason = next(iter(case["errors"]), "an answer without a token")
+        write_note(f"{case['name']}: {case['failed']} failed: {reason}")
+    if case.get("churn_error"):
+        write_note(f"{case['name']}: {case['publishes']} publishes: {case['churn_error']}")
 
 
 def _cells(case: dict[str, Any]) -> list[object]:

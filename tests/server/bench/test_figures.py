@@ -51,3 +51,8 @@ def test_without_answers_there_are_no_ratios():
     nothing = figures_of([Round(1.0, 0.0, [Timing(0.0, error="x")])], 1)
     assert nothing["completed"] == 0
     assert set(ratios(nothing, nothing).values()) == {None}
+
+
+def test_nothing_is_not_the_fastest(figures):
+    nothing = figures_of([Round(1.0, 0.0, [Timing(0.0, error="x")])], 1)
+    assert set(ratios(nothing, figures).values()) == {None}

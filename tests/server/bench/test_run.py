@@ -90,3 +90,27 @@ def test_an_unreachable_server_is_an_error_of_every_request():
 
     (result,) = asyncio.run(main())
     assert {timing.error is None for r in result.rounds for timing in r.timings} == {False}
+
+
+def test_no_round_asks_what_an_earlier_one_has_asked(server):
+    cases = plan(["a", "b"], [SHAPES["mixed"]], counts=[1, 2], popularities=("distinct", "zipf"))
+    run(server, cases)
+    prompts = [tuple(body["prompt"]) for body in server.bodies if "prompt" in body]
+    assert len(cases) == 4
+    assert len(set(prompts)) == len(prompts)
+
+
+def test_the_same_seed_asks_the_same_again(server):
+    def first_prompts(seed):
+        del server.requests[:]
+        run(server, plan([], [SHAPES["mixed"]]), BenchSettings(1, 0.01, 1, seed=seed))
+        return server.bodies[0]["prompt"]
+
+    assert first_prompts(1) == first_prompts(1) != first_prompts(2)
+
+
+def test_a_refused_client_does_not_ask_again_at_once(server):
+    server.fail("server_overloaded", num_times=10_000)
+    settings = BenchSettings(concurrency=2, seconds=0.25, num_rounds=1)
+    (result,) = run(server, plan([], [SHAPES["mixed"]]), settings, retry=RetryPolicy(max_retries=0))
+    assert 2 <= len(result.rounds[0].timings) <= 2 * 3

@@ -68,3 +68,48 @@ def test_overflow_without_an_admins_key_is_said(shell, loaded):
     status, _, err = shell("bench", *loaded, *QUICK, "--overflow")
     assert status == 0
     assert "needs an admin's key" in err
+
+
+def test_a_report_that_cannot_be_written_is_told_first(shell, tmp_path, monkeypatch):
+    monkeypatch.setattr("shadow_server.command.bench._measure", None)
+    for flag in ("--out", "--plot"):
+        assert shell("bench", flag, tmp_path / "none" / "file")[0] == 2
+    monkeypatch.setattr("shadow_server.command.bench.find_spec", lambda name: None)
+    assert shell("bench", "--plot", tmp_path / "plot.png")[0] == 2
+
+
+def test_a_case_without_answers_is_a_failure(shell, loaded):
+    status, out, err = shell("bench", "nobody", *QUICK[:-1], "1")
+    assert status == 1
+    assert out.splitlines()[-1].split()[-5:] == ["-"] * 5
+    assert "mixed/distinct-1: " in err
+    assert "AdapterNotFoundError" in err
+
+
+def test_churn_that_is_refused_is_said(shell, loaded):
+    status, _, err = shell("bench", "bench-a", *QUICK[:-1], "1", "--churn", "no-such-folder")
+    assert status == 0
+    assert "mixed/distinct-1+churn: 0 publishes: " in err
+
+
+def test_an_overflow_that_needs_more_adapters_is_said(shell, loaded, monkeypatch):
+    monkeypatch.setattr("shadow_server.command.bench._num_slots", lambda client: 4)
+    status, _, err = shell("bench", *loaded, *QUICK, "--overflow")
+    assert status == 0
+    assert "the server has 2 adapters: nothing with 8" in err
+
+
+def test_who_drains_is_not_asked():
+    from dataclasses import replace
+
+    from shadow_client.testing import MockServer
+    from shadow_server.command.bench import _listed
+
+    server = MockServer()
+    for name in ("a", "b"):
+        server.publish(name)
+    with server.client() as client:
+        new, other = client.adapters.list()
+        old, gone = replace(new, state="DRAINING"), replace(other, name="c", state="DRAINING")
+        client.adapters.list = lambda: (old, new, other, gone)
+        assert _listed(client) == ["a", "b"]
