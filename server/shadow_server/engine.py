@@ -242,8 +242,8 @@ class Engine(Protocol):
         """Ask every worker whether the plugin is active.
 
         Returns:
-            One sentence why requests would not be served now, None when they would. Bounded in
-            time; never raises.
+            One sentence why requests would not be served now, None when they would. Takes a second at most: of workers
+            that are late it is their last answer. Never raises.
         """
         ...
 

@@ -36,7 +36,7 @@ def health_router(engine: Engine) -> APIRouter:
 
 
 async def _find_unready_reason(engine: Engine, watch: GenerationWatch) -> str | None:
-    """Ask for both at once, so that the answer comes in the longer of both times; what the engine knows goes first."""
+    """Ask for both at once, which takes the longer time, a second at most; what the engine knows goes first."""
     generation = asyncio.create_task(watch.find_reason())
     try:
         return await engine.find_unready_reason() or await generation

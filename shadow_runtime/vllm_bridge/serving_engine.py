@@ -57,7 +57,7 @@ from shadow_runtime.vllm_bridge.serving_trace import observe_traces
 from shadow_runtime.vllm_bridge.serving_usage import UsageSink, observe_usage
 from shadow_runtime.vllm_bridge.version import installed_version
 
-_PROBE_WAIT_SECONDS = 5.0
+_PROBE_WAIT_SECONDS = 1.0
 _PROBE_FRESH_SECONDS = 1.0
 _DRAIN_POLL_SECONDS = 0.02
 _EXIT_SECONDS = 1.0
@@ -131,8 +131,9 @@ class VllmEngine:
         self._tasks = tasks
         self._is_stopping = False
         self._num_requests: Callable[[], int] = lambda: 0
-        self._probe: asyncio.Task[str | None] | None = None
+        self._probe: asyncio.Task[None] | None = None
         self._probed_at = 0.0
+        self._workers_reason: str | None = "The workers have not answered yet"
         self.plan = plan
         self.control = control
         self.adapters = adapters
@@ -231,13 +232,16 @@ class VllmEngine:
             return "The server is stopping"
         if self._client.errored:
             return "The engine has stopped"
-        is_stale = time.monotonic() - self._probed_at > _PROBE_FRESH_SECONDS
+        now = time.monotonic()
+        is_stale = now - self._probed_at > _PROBE_FRESH_SECONDS
         if self._probe is None or (self._probe.done() and is_stale):
-            self._probed_at = time.monotonic()
+            self._probed_at = now
             self._probe = asyncio.create_task(self._probe_workers())
-        # Not cancelled when late: the answer serves the next probe.
-        done, _ = await asyncio.wait({self._probe}, timeout=_PROBE_WAIT_SECONDS)
-        return self._probe.result() if done else "The workers did not answer in time"
+        # Not cancelled when late, and no fault by itself: workers answer between steps, and a step may take long. One
+        # that does not end is seen in what is generated.
+        left_seconds = self._probed_at + _PROBE_WAIT_SECONDS - now
+        await asyncio.wait({self._probe}, timeout=max(0.0, left_seconds))
+        return self._workers_reason
 
     async def complete(
         self, body: dict[str, Any], request: Request, adapter: AdapterEntry | None, tag: RequestTag
@@ -299,7 +303,10 @@ class VllmEngine:
         answer = await handler(asked, request)
         return answer if answer is not None else Response(status_code=_CLIENT_LEFT_STATUS)
 
-    async def _probe_workers(self) -> str | None:
+    async def _probe_workers(self) -> None:
+        self._workers_reason = await self._find_workers_reason()
+
+    async def _find_workers_reason(self) -> str | None:
         try:
             workers = await self.control.worker_status()
         except Exception as error:

@@ -2,7 +2,8 @@
 
 import pytest
 
-from chart import NAME, VALUES_FILES, Release, read_values
+from chart import NAME, VALUES_FILES, Release, read_values, refusal
+from shadow_server.generation_watch import ANSWER_SECONDS
 
 CASES = [pytest.param({}, id="defaults")] + [
     pytest.param(read_values(path), id=path.stem.removesuffix("-values")) for path in VALUES_FILES
@@ -117,6 +118,14 @@ def test_probes_ask_the_servers_own_routes():
         "readiness": "/health/ready",
         "liveness": "/health/live",
     }
+
+
+def test_probes_wait_longer_than_an_answer_takes_and_ask_while_the_server_watches():
+    for server in (Release().server, Release({"probes": {"timeoutSeconds": 2}}).server):
+        assert server["readinessProbe"]["timeoutSeconds"] >= 2 * ANSWER_SECONDS
+    seconds = {"timeoutSeconds": 1, "periodSeconds": 31}
+    told = [refusal({"probes": {name: value}}) for name, value in seconds.items()]
+    assert ["timeoutSeconds" in told[0], "periodSeconds" in told[1]] == [True, True]
 
 
 def test_gpus_are_asked_for_beside_other_resources():

@@ -1,6 +1,7 @@
 """What vLLM's handlers see of the registry."""
 
 import asyncio
+import time
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -300,6 +301,43 @@ async def test_readiness_asks_every_worker():
     engine._client.errored = False
     engine._client.shutdown(timeout=1)
     assert await reason_of([{"active": True}] * 2) == "The server is stopping"
+
+
+async def test_workers_that_are_late_are_believed_what_they_said_last():
+    engine = make_engine()
+    engine._client.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(world_size=1))
+    step = asyncio.Event()
+    step.set()
+
+    async def worker_status():
+        await step.wait()
+        return [{"active": True}]
+
+    async def timed_reason():
+        started_at = time.monotonic()
+        reason = await engine.find_unready_reason()
+        return reason, time.monotonic() - started_at
+
+    engine.control.worker_status = worker_status
+    assert (await timed_reason())[0] is None
+    step.clear()
+    engine._probed_at -= 2  # the answer is no longer fresh
+    reason, seconds = await timed_reason()
+    assert reason is None
+    assert seconds < 1.5
+    engine._probed_at -= 2
+    reason, seconds = await timed_reason()  # one question to them is enough
+    assert reason is None
+    assert seconds < 0.5
+    step.set()
+    assert (await timed_reason())[0] is None
+
+
+async def test_workers_that_never_answered_are_not_ready():
+    engine = make_engine()
+    engine.control.worker_status = asyncio.Event().wait
+    async with asyncio.timeout(2):
+        assert "have not answered yet" in await engine.find_unready_reason()
 
 
 async def test_the_engine_stops_when_the_requests_have_ended_and_not_before():
