@@ -32,6 +32,7 @@ _FLAGS = (
     "--disable-gpu",
     "--disable-background-networking",
     "--hide-scrollbars",
+    "--force-prefers-reduced-motion",  # a click would meet a page that still scrolls
     "--window-size=1280,1000",
 )
 
