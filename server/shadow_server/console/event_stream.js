@@ -15,7 +15,8 @@ export class EventParser {
 function read(block) {
   const found = { event: "message", data: [] };
   for (const line of block.split("\n")) {
-    const [, field, value] = /^(\w*): ?(.*)$/.exec(line) ?? [];
+    // With s: a dot stops at U+2028 otherwise, which a model may write.
+    const [, field, value] = /^(\w*): ?(.*)$/s.exec(line) ?? [];
     if (field === "event") found.event = value;
     else if (field === "data") found.data.push(value);
   }

@@ -12,6 +12,20 @@ const STAGES = {
   resident: "Resident",
 };
 
+/** What the server takes of an adapter; a trainer's folder holds more, and the server refuses what it does not know. */
+export const ADAPTER_FILES = [
+  "adapter_config.json",
+  "adapter_model.safetensors",
+  "config.json",
+  "model.safetensors",
+  "shadow_adapter.safetensors",
+  "shadow_config.json",
+  "shadow_modules.safetensors",
+];
+// May be the base's weights; it counts only where nothing else can.
+const TRAINER_FILE = "model.safetensors";
+const OWN_TENSOR_FILES = ["adapter_model.safetensors", "shadow_adapter.safetensors"];
+
 let files = new Map();
 let request = null;
 let onLoaded = () => {};
@@ -59,7 +73,15 @@ async function filesIn(folder) {
     if (!some.length) break;
     found.push(...some.filter((entry) => entry.isFile && !entry.name.startsWith(".")));
   }
-  return Promise.all(found.map((entry) => new Promise((resolve, reject) => entry.file(resolve, reject))));
+  return Promise.all(adapterFiles(found).map((entry) => new Promise((resolve, reject) => entry.file(resolve, reject))));
+}
+
+/** Of a folder's files those of an adapter; all of them where there is none, so that the server says why not. */
+export function adapterFiles(found) {
+  const known = found.filter(({ name }) => ADAPTER_FILES.includes(name));
+  const hasOwn = known.some(({ name }) => OWN_TENSOR_FILES.includes(name));
+  const wanted = known.filter(({ name }) => !hasOwn || name !== TRAINER_FILE);
+  return wanted.length ? wanted : found;
 }
 
 function suggestName(name) {

@@ -32,6 +32,24 @@ def test_dropped_folder_is_loaded_under_its_name(browser, server, write_adapter)
     assert server.engine.adapters.entries()[0].name.name == "french"
 
 
+def test_of_a_trainers_folder_only_the_adapter_is_taken(browser, server, tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    taken = ["adapter_config.json", "adapter_model.safetensors"]
+    for name in [*taken, "README.md", "model.safetensors", "optimizer.pt"]:
+        (folder / name).write_text(name)
+    browser.drop_files("#drop", "#drop.over", folder)
+    browser.wait_for_text("#chosen", "adapter_config.json")
+    assert sorted(text.partition(",")[0] for text in browser.texts_of("#chosen li")) == taken
+
+
+def test_the_files_of_an_adapter_are_the_clients(browser, server):
+    from shadow_client.upload import ADAPTER_FILES
+
+    script = 'return (await import("/console/load.js")).ADAPTER_FILES;'
+    assert browser.run(script) == list(ADAPTER_FILES)
+
+
 def test_dropped_files_can_be_taken_back(browser, server, write_adapter):
     file = write_adapter("french")
     browser.drop_files("#drop", "#drop.over", file)
