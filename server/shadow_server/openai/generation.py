@@ -18,7 +18,7 @@ from fastapi import FastAPI, Request
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from shadow_server.engine import (
     AdapterEntry,
@@ -55,7 +55,7 @@ class _Call:
     account: RequestAccount | None
     body: dict[str, Any]
     request: Request
-    send: Send
+    watch: AnswerWatch
     ticket: Ticket
     tag: RequestTag
 
@@ -96,11 +96,11 @@ class GenerationEndpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Admit, resolve, lease, answer, release."""
-        identity = identity_of(scope)
+        identity, watch = identity_of(scope), AnswerWatch(send)
         if not self._generates:
-            await self._serve(identity, scope, receive, send)
+            await self._serve(identity, scope, receive, watch)
             return
-        account, watch = RequestAccount(self._log, scope, identity.tenant), AnswerWatch(send)
+        account = RequestAccount(self._log, scope, identity.tenant)
         error: BaseException | None = None
         try:
             await self._serve(identity, scope, receive, watch, account)
@@ -115,11 +115,11 @@ class GenerationEndpoint:
         identity: Identity,
         scope: Scope,
         receive: Receive,
-        send: Send,
+        watch: AnswerWatch,
         account: RequestAccount | None = None,
     ) -> None:
         try:
-            await self._admit(identity, scope, receive, send, account)
+            await self._admit(identity, scope, receive, watch, account)
         except RefusalError as refusal:
             self._log.rejections.count(refusal.code, identity.tenant)
             raise
@@ -129,11 +129,11 @@ class GenerationEndpoint:
         identity: Identity,
         scope: Scope,
         receive: Receive,
-        send: Send,
+        watch: AnswerWatch,
         account: RequestAccount | None,
     ) -> None:
         with self.admission.admit(identity) as ticket:
-            request = Request(scope, receive, send)
+            request = Request(scope, receive, watch)
             try:
                 body = await self._read(request)
             except ClientDisconnect:
@@ -141,7 +141,7 @@ class GenerationEndpoint:
             check_cache_salt(body)
             names, has_adapter = self._engine.base_names, self._engine.adapters.has
             asked = resolve_adapter(body, names, identity, has_adapter)
-            call = _Call(account, body, request, send, ticket, _tag(scope, identity))
+            call = _Call(account, body, request, watch, ticket, _tag(scope, identity))
             self._check_quotas(call, identity, asked)
             if asked is None:
                 await self._answer(call, None)
@@ -200,18 +200,9 @@ class GenerationEndpoint:
             response.headers.update(rate_headers(call.ticket.rates()))
         if entry is not None:
             _sign(response, entry)
-        await response(call.request.scope, call.request.receive, _releasing(call))
-
-
-def _releasing(call: _Call) -> Send:
-    """Return the call's `send`; it gives the place back right before the last byte, so who asks again finds it free."""
-
-    async def send(message: Message) -> None:
-        if message["type"] == "http.response.body" and not message.get("more_body", False):
-            call.ticket.release()
-        await call.send(message)
-
-    return send
+        # Not after the last byte: who has it and asks again at once finds the place free.
+        call.watch.call_before_end(call.ticket.release)
+        await response(call.request.scope, call.request.receive, call.watch)
 
 
 def _tag(scope: Scope, identity: Identity) -> RequestTag:

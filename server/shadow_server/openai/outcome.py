@@ -6,6 +6,7 @@ Runs in: API process.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 from fastapi.exceptions import RequestValidationError
 from starlette.types import Message, Send
@@ -23,10 +24,11 @@ _REJECTED = (429, 503)
 class AnswerWatch:
     """Stands between one request's application and the `send` of its connection; every message passes untouched."""
 
-    __slots__ = ("_has_failed", "_is_complete", "_send", "_status")
+    __slots__ = ("_before_end", "_has_failed", "_is_complete", "_send", "_status")
 
     def __init__(self, send: Send) -> None:
         self._send = send
+        self._before_end: Callable[[], None] | None = None
         self._status: int | None = None
         self._is_complete = self._has_failed = False
 
@@ -36,9 +38,15 @@ class AnswerWatch:
             if message.get("body", b"").startswith(_STREAM_ERROR):
                 self._has_failed = True
             self._is_complete = not message.get("more_body", False)
+            if self._is_complete and self._before_end is not None:
+                self._before_end()
         elif message["type"] == "http.response.start":
             self._status = message["status"]
         await self._send(message)
+
+    def call_before_end(self, act: Callable[[], None]) -> None:
+        """Have `act` called right before the answer's last byte is passed on; in place of an earlier one."""
+        self._before_end = act
 
     def status(self, error: BaseException | None) -> int:
         """Return the status of the answer; `error` is what the application raised, which others make an answer of."""

@@ -100,6 +100,21 @@ async def test_outcomes(messages, error, outcome):
     assert watch.outcome(error) == outcome
 
 
+async def test_what_comes_before_the_end_comes_right_before_the_last_byte():
+    # A place that is given back later is missed by a client that asks again at once.
+    seen = []
+
+    async def send(message):
+        seen.append(message.get("body"))
+
+    watch = AnswerWatch(send)
+    watch.call_before_end(lambda: seen.append("released"))
+    await watch({"type": "http.response.start", "status": 200})
+    await watch({"type": "http.response.body", "body": b"a", "more_body": True})
+    await watch({"type": "http.response.body", "body": b"z"})
+    assert seen == [None, b"a", "released", b"z"]
+
+
 def test_a_refusal_has_the_status_that_its_client_sees():
     watch = AnswerWatch(None)
     for code, status in (("rate_limit_exceeded", 429), ("server_overloaded", 503)):
