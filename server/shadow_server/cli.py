@@ -86,7 +86,12 @@ def _add_source_arguments(group: _ArgumentGroup) -> None:
         help="Allow loading adapters from Hugging Face repositories like PATTERN (`org/*`) at a "
         "pinned revision; repeatable. Without it no repository can be.",
     )
-    group.add_argument("--hub-endpoint", metavar="URL", help="The hub. Default: huggingface.co.")
+    group.add_argument(
+        "--hub-endpoint",
+        type=_url_without_login,
+        metavar="URL",
+        help="The hub. Default: huggingface.co.",
+    )
 
 
 def _add_limit_arguments(group: _ArgumentGroup) -> None:
@@ -187,6 +192,13 @@ def _directory(text: str) -> str:
     if not os.path.isdir(text):
         raise ArgumentTypeError(f"{text!r} is not a directory")
     return os.path.realpath(text)
+
+
+def _url_without_login(text: str) -> str:
+    # Command lines end up in logs and process lists.
+    if "@" in text:
+        raise ArgumentTypeError("no user or password here")
+    return text
 
 
 def _whole(text: str) -> int:

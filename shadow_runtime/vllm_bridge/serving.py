@@ -118,11 +118,15 @@ def _plan(args: Namespace) -> StartPlan:
     return plan
 
 
+def _database_url(options: LifecycleOptions) -> str | None:
+    return None if options.registry_url is None else options.registry_url.reveal()
+
+
 def _registered(args: Namespace, base: BaseGeometry) -> list[AdapterManifest]:
     """Return what answers in the registry of an earlier run."""
     fingerprint = base_fingerprint(base)
     args.state_dir = args.state_dir or default_state_dir(fingerprint)
-    catalog = open_catalog(args.state_dir, fingerprint, args.registry_url)
+    catalog = open_catalog(args.state_dir, fingerprint, _database_url(lifecycle_options(args)))
     try:
         records = catalog.changes_since(0).adapters
     finally:
@@ -192,7 +196,7 @@ async def _open_registry(
         validator,
         state_dir=args.state_dir,
         base_fingerprint=base_fingerprint(plan.base),
-        database_url=options.registry_url,
+        database_url=_database_url(options),
         settings=settings,
     )
 

@@ -24,6 +24,7 @@ from shadow_runtime.registry.name import parse_adapter as parse_name
 from shadow_runtime.slots.derive import SlotOptions
 from shadow_runtime.types import DEFAULT_TENANT, AdapterName
 from shadow_runtime.vllm_bridge.engine_args import NamedAdapter
+from shadow_runtime.vllm_bridge.secret_url import SecretUrl, has_password
 
 DRAIN_SECONDS = 30
 """How long running requests may take after SIGTERM, unless --shutdown-timeout says otherwise."""
@@ -127,8 +128,10 @@ def _add_storage_options(group: _ArgumentGroup) -> None:
     )
     group.add_argument(
         "--registry-url",
+        type=SecretUrl,
         metavar="URL",
-        help="Database of the registry, shared by replicas: postgresql://... Default: SQLite in the state directory.",
+        help="Database of the registry, shared by replicas: postgresql://... Default: SQLite in the state directory. "
+        "A process list shows a password in it: better give that in PGPASSWORD or a PGPASSFILE.",
     )
     group.add_argument(
         "--max-versions",
@@ -167,7 +170,7 @@ class LifecycleOptions:
     """
 
     state_dir: Path | None = None
-    registry_url: str | None = None
+    registry_url: SecretUrl | None = None
     adapter_wait_seconds: float = 30.0
     max_adapter_wait_seconds: float = 5.0
     max_host_bytes: int | None = None
@@ -262,6 +265,10 @@ def _refusals(args: Namespace) -> list[str]:
     checks = {
         "--lora-modules: ShadowPEFT adapters are named with --adapter": args.lora_modules,
         "--grpc: only HTTP is served": args.grpc,
+        # vLLM logs it as it is.
+        "--otlp-traces-endpoint: no password here; OTEL_EXPORTER_OTLP_HEADERS carries credentials": (
+            has_password(args.otlp_traces_endpoint or "")
+        ),
         "--max-versions: a rollback needs at least 2": args.max_versions < 2,
         "--headless: every node needs its API server": args.headless,
         "--api-server-count: one API process holds the adapter names": (

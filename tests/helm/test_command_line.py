@@ -74,7 +74,7 @@ def test_fleet_options_arrive(parsed):
 
     assert args.tensor_parallel_size == 2
     assert args.compilation_config.cudagraph_capture_sizes == [1, 8, 32]
-    assert args.registry_url.startswith("postgresql://shadowserve@postgres.data.svc:6432/")
+    assert args.registry_url.reveal().startswith("postgresql://shadowserve@postgres.data.svc:6432/")
     assert args.otlp_traces_endpoint == "http://collector.tracing:4317"
 
 

@@ -72,6 +72,14 @@ def test_numbers_are_whole(option, value, capsys):
     assert "is not a whole number" in capsys.readouterr().err
 
 
+def test_a_hubs_password_is_refused_and_not_shown(capsys):
+    with pytest.raises(SystemExit):
+        parse("--hub-endpoint", "https://ada:hunter2@hub")
+    error = capsys.readouterr().err
+    assert "no user or password" in error
+    assert "hunter2" not in error
+
+
 def test_missing_root_is_refused(capsys):
     with pytest.raises(SystemExit):
         parse("--adapter-root", "/nowhere")

@@ -100,6 +100,7 @@ def test_names_are_unique(parser, words):
         (["base", "--api-server-count", "2"], "one API process"),
         (["base", "--headless"], "API server"),
         (["base", "--grpc"], "only HTTP"),
+        (["base", "--otlp-traces-endpoint", "http://a:b@c:4317"], "OTEL_EXPORTER_OTLP_HEADERS"),
         (["base", "--max-versions", "1"], "at least 2"),
         (["base", "--port", "x"], "--port"),
         (["base", "--enable-auto-tool-choice"], "--tool-call-parser"),
