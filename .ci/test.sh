@@ -1,16 +1,23 @@
 #!/usr/bin/env bash
-# The test suites of a machine without a GPU: units first, then everything that starts a real engine, then the slow ones.
+# The test suites of a machine without a GPU: units on two workers that share the machine, then, with nothing beside them,
+# what bounds real time (marker `alone`), everything that starts a real engine, and the slow ones.
 # Before them, what they start beside Python.
+#
+#   WORKERS  of the unit tests (default 2)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source .ci/stages.sh
 readonly HERE="not gpu and not network and not timing"
+readonly WORKERS=${WORKERS:-2}
 
-# suite SECONDS MARKERS: no single test, its fixtures included, may take longer than SECONDS.
-suite() { "${VENV:-.venv}/bin/python" -m pytest -q --durations=5 --timeout="$1" -m "$2"; }
+# suite SECONDS MARKERS [OPTION...]: no single test, its fixtures included, may take longer than SECONDS.
+suite() { "${VENV:-.venv}/bin/python" -m pytest -q --durations=5 --timeout="$1" -m "$HERE and $2" "${@:3}"; }
+
+# shared SECONDS MARKERS: the same on several workers, which take turns on the cores; their tensors take one each.
+shared() { OMP_NUM_THREADS=1 suite "$@" --numprocesses="$WORKERS" --dist=loadscope; }
 
 stage "services" .ci/services.sh
-stage "unit tests" suite 300 "$HERE and not engine and not slow"
-stage "engine tests" suite 1200 "$HERE and engine and not slow"
-stage "slow tests" suite 1200 "$HERE and slow"
+stage "unit tests" shared 300 "not alone and not engine and not slow"
+stage "engine tests" suite 1200 "(alone or engine) and not slow"
+stage "slow tests" suite 1200 "slow"
 finish
