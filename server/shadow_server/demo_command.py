@@ -6,9 +6,10 @@ Runs in: the demo's process, which imports neither torch nor vllm.
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
 import tempfile
-from argparse import ArgumentParser
+from argparse import ArgumentParser, ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -72,6 +73,9 @@ def run_demo(arguments: Sequence[str]) -> int:
     except KeyboardInterrupt:
         console.print("Stopped.")
         return 130
+    finally:
+        # The log stays, for whoever wants to know why; copies of the shipped adapters help nobody.
+        shutil.rmtree(folder / "state", ignore_errors=True)
 
 
 def _show(console: Console, server: ServerProcess, *, is_once: bool) -> int:
@@ -206,6 +210,12 @@ def make_parser() -> ArgumentParser:
     """Return the parser of the command's own words."""
     parser = ArgumentParser("shadowserve demo", description="Serve and try the shipped demo.")
     parser.add_argument("--once", action="store_true", help="exit after the table")
-    parser.add_argument("--port", type=int, default=8000, help="default: 8000")
+    parser.add_argument("--port", type=_port, default=8000, help="default: 8000")
     parser.add_argument("--host", default="127.0.0.1", help="default: 127.0.0.1")
     return parser
+
+
+def _port(text: str) -> int:
+    if not text.isascii() or not text.isdecimal() or not 1 <= int(text) <= 65535:
+        raise ArgumentTypeError(f"{text!r} is no port: 1 to 65535")
+    return int(text)

@@ -122,3 +122,32 @@ def test_taken_port_is_told_at_once(capsys):
         taken.listen()
         assert run_demo(["--once", "--port", str(taken.getsockname()[1])]) == 1
     assert "--port" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("port", ["0", "70000", "-1", "http"])
+def test_what_is_no_port_is_a_wrong_command_line(port, capsys):
+    with pytest.raises(SystemExit) as ended:
+        run_demo(["--once", f"--port={port}"])
+    assert ended.value.code == 2
+    assert "is no port" in capsys.readouterr().err
+
+
+def test_nothing_but_the_log_stays_behind(monkeypatch, tmp_path, capsys):
+    class Server(StoppedServer):
+        def __init__(self, words, host, port, log_path):
+            state = Path(words[words.index("--state-dir") + 1])
+            (state / "store").mkdir(parents=True)
+            log_path.touch()
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(demo_command, "ServerProcess", Server)
+    monkeypatch.setattr(demo_command, "_show", lambda *_, **__: 0)
+    monkeypatch.setattr(demo_command.signal, "signal", lambda *_: None)
+    assert run_demo(["--once"]) == 0
+    assert [path.name for path in tmp_path.glob("*/*")] == ["server.log"]

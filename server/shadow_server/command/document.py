@@ -43,9 +43,9 @@ shadowserve doctor
 list at once, but shells keep a history. A key is in no output.
 
 **Output.** Results go to standard output, everything else to standard error. `--json` writes one JSON value, and
-errors as `{"error": {"message", "code", "request_id"}}` to standard error. Colour is for terminals and off with
-`NO_COLOR`; progress bars are for terminals only. Control characters in names, messages and, on a terminal, in answers
-are spelt out (`\\x1b`).
+errors, a wrong command line aside, as `{"error": {"message", "code", "request_id"}}` to standard error. Colour is for
+terminals and off with `NO_COLOR`; progress bars are for terminals only. Control characters in names, messages and, on
+a terminal, in answers are spelt out (`\\x1b`).
 
 **Completion.** `shadowserve --install-completion` for bash, zsh and fish; names of adapters are asked of the server.
 
