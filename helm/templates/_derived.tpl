@@ -14,10 +14,15 @@
 {{- if or .Values.hub.allow (and $model (not (hasPrefix "/" $model))) }}true{{ end -}}
 {{- end -}}
 
-{{/* A pod more than wanted would need a GPU more, or a volume that only one node mounts. */}}
-{{- define "shadowserve.hasNoSurge" -}}
+{{/* The volume is one node's, or has the SQLite file, which two nodes would spoil. */}}
+{{- define "shadowserve.hasLoneState" -}}
 {{- $isShared := or .Values.persistence.existingClaim (eq .Values.persistence.accessMode "ReadWriteMany") -}}
-{{- if or (gt (int .Values.gpu.count) 0) (and .Values.persistence.enabled (not (and .Values.registry.url $isShared))) }}true{{ end -}}
+{{- if and .Values.persistence.enabled (not (and .Values.registry.url $isShared)) }}true{{ end -}}
+{{- end -}}
+
+{{/* Seconds until a new pod serves, at worst: it may have to wait for what an old one that ends still has. */}}
+{{- define "shadowserve.replaceSeconds" -}}
+{{- add .Values.probes.startupSeconds .Values.drainSeconds .Values.preStopSeconds -}}
 {{- end -}}
 
 {{/* Adapters from the hub and pins are asked for over HTTP; paths are options of the command line. */}}

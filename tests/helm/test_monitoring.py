@@ -234,6 +234,8 @@ def test_scalers_go_by_the_queue():
     assert find_syntax_error([query]) is None
     assert series_of(query.expression) == {"vllm:num_requests_waiting"}
     assert 'namespace="serving"' in query.expression
+    # A failed scrape must not look like an empty queue.
+    assert trigger["metadata"]["ignoreNullValues"] == "false"
 
 
 def test_composed_prometheus_takes_its_configuration(tmp_path):

@@ -76,16 +76,56 @@ def test_selectors_find_the_servers_pods_and_no_others(values):
     ("values", "max_surge"),
     [
         (GPU | FORGETFUL, 0),
-        ({}, 0),  # the volume is one node's
         (FORGETFUL, 1),
         (values_of("fleet"), 0),
         (values_of("hpa"), 1),  # CPUs, a shared volume and a shared registry
     ],
 )
-def test_an_update_needs_no_second_gpu_and_no_second_volume(values, max_surge):
-    update = Release(values).get("Deployment")["spec"]["strategy"]["rollingUpdate"]
+def test_an_update_needs_no_second_gpu(values, max_surge):
+    strategy = Release(values).get("Deployment")["spec"]["strategy"]
 
-    assert update == {"maxSurge": max_surge, "maxUnavailable": 1 - max_surge}
+    assert strategy == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxSurge": max_surge, "maxUnavailable": 1 - max_surge},
+    }
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {},
+        GPU,
+        # SQLite on a network file system: two nodes would spoil it.
+        {"persistence": {"accessMode": "ReadWriteMany"}},
+        {"persistence": {"existingClaim": "mine"}},
+        {"registry": {"url": "postgresql://u@db/s"}},
+    ],
+)
+def test_an_update_never_has_two_pods_on_one_servers_state(values):
+    strategy = Release(values).get("Deployment")["spec"]["strategy"]
+
+    assert strategy == {"type": "Recreate"}
+
+
+def test_an_update_may_wait_for_the_old_pods_last_answer():
+    values = {**values_of("gpu"), "drainSeconds": 7200, "preStopSeconds": 20}
+    release = Release(values)
+    [job] = release.all("Job")
+    [publisher] = job["spec"]["template"]["spec"]["containers"]
+
+    waited = 7200 + 20 + 1800
+    assert release.get("Deployment")["spec"]["progressDeadlineSeconds"] > waited
+    assert f"--ready-seconds={waited}" in publisher["args"]
+    assert job["spec"]["activeDeadlineSeconds"] > waited
+
+
+def test_base_model_and_adapters_come_from_one_hub():
+    values = {"model": {"name": "org/model"}, "hub": {"endpoint": "http://hub:8081"}}
+    release = Release(values)
+
+    assert environment(release.server)["HF_ENDPOINT"]["value"] == "http://hub:8081"
+    assert "--hub-endpoint=http://hub:8081" in release.arguments
+    assert "HF_ENDPOINT" not in environment(Release().server)
 
 
 @pytest.mark.parametrize(("drain", "pre_stop"), [(120, 5), (1, 0), (3600, 20)])

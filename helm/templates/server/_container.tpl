@@ -25,6 +25,11 @@
 - name: HF_HUB_OFFLINE
   value: "1"
 {{- end }}
+{{- with .Values.hub.endpoint }}
+# The base model comes from where adapters come from: the NetworkPolicy opens no other hub.
+- name: HF_ENDPOINT
+  value: {{ . | quote }}
+{{- end }}
 {{- if eq (int .Values.gpu.count) 0 }}
 # GiB; the engine's default is half of the node's memory.
 - name: VLLM_CPU_KVCACHE_SPACE
