@@ -15,26 +15,37 @@ constexpr int kClusterBlocks = 8;       // the most that every device with clust
 constexpr int kLargeClusterBlocks = 16; // where weights do not fit otherwise
 constexpr int kPartWarps = 4;
 constexpr int kMaxGates = 16, kMaxRank = 64;
+constexpr int kUnitWaves = 0;           // more units than that share what a cluster has loaded
 
 using Kernel = void (*)(BoundaryParams);
 
 // What a shape needs to run: its kernels and its sizes.
 struct Instance {
-  Kernel fused, reduce, update, inject;
+  Kernel fused, unit, reduce, update, inject;
   int num_items, num_projected;
   int (*bytes)(int num_warps, int num_blocks, bool is_fused);
+  int (*unit_bytes)(int num_warps, int num_blocks);
 };
+
+// None for large ranks, whose sums do not fit in place of update_in.
+template <typename T, int kGateTiles, int kRankTiles>
+Kernel unit_kernel_of() {
+  if constexpr (kRankTiles == 1) return boundary_unit_kernel<T, kGateTiles, kRankTiles>;
+  return nullptr;
+}
 
 template <typename T, int kGateTiles, int kRankTiles>
 Instance instance_of() {
   using S = Shape<kGateTiles, kRankTiles>;
   return {boundary_fused_kernel<T, kGateTiles, kRankTiles>,
+          unit_kernel_of<T, kGateTiles, kRankTiles>(),
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kReduce>,
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kUpdate>,
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kInject>,
           S::kItems,
           S::kProjected,
-          shared_bytes<T, S>};
+          shared_bytes<T, S>,
+          unit_shared_bytes<T, S>};
 }
 
 template <typename T>
@@ -98,10 +109,23 @@ cudaLaunchConfig_t cluster_config(const BoundaryPlan& plan, cudaLaunchAttribute*
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(plan.num_blocks);
   config.blockDim = dim3(32 * plan.num_warps);
-  config.dynamicSmemBytes = plan.shared_bytes;
   config.attrs = attributes;
   config.numAttrs = 1;
   return config;
+}
+
+// Returns how many clusters of a kernel run at the same time, 0 where it does not fit the device.
+int count_resident(Kernel kernel, const BoundaryPlan& plan, int bytes) {
+  if (allow_shared_memory(kernel, bytes, true) != cudaSuccess) return 0;
+  cudaLaunchAttribute attributes[2];
+  cudaLaunchConfig_t config = cluster_config(plan, attributes);
+  config.dynamicSmemBytes = bytes;
+  int count = 0;
+  if (cudaOccupancyMaxActiveClusters(&count, kernel, &config)) {
+    cudaGetLastError();
+    return 0;
+  }
+  return count;
 }
 
 // Tries one cut; resident_clusters is 0 where it does not fit the device.
@@ -113,13 +137,11 @@ BoundaryPlan plan_fused(const Instance& instance, int num_slices, int num_blocks
   plan.shared_bytes = instance.bytes(plan.num_warps, num_blocks, true);
   const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (plan.num_warps > kMaxWarps || plan.shared_bytes > most) return plan;
-  if (allow_shared_memory(instance.fused, plan.shared_bytes, true) != cudaSuccess) return plan;
-  cudaLaunchAttribute attributes[2];
-  const cudaLaunchConfig_t config = cluster_config(plan, attributes);
-  if (cudaOccupancyMaxActiveClusters(&plan.resident_clusters, instance.fused, &config)) {
-    cudaGetLastError();
-    plan.resident_clusters = 0;
-  }
+  plan.resident_clusters = count_resident(instance.fused, plan, plan.shared_bytes);
+  if (instance.unit == nullptr || plan.num_warps > kUnitWarps) return plan;
+  plan.unit_bytes = instance.unit_bytes(plan.num_warps, num_blocks);
+  if (plan.unit_bytes == 0 || plan.unit_bytes > most) return plan;
+  plan.resident_units = count_resident(instance.unit, plan, plan.unit_bytes);
   return plan;
 }
 
@@ -137,16 +159,20 @@ bool is_capturing(cudaStream_t stream) {
 
 // The kernel reads weights and tiles before the kernel in front of it has ended. Inside a graph nothing writes those;
 // outside, the kernel in front may be the copy that fills a slot, so there it waits as any other.
-cudaError_t launch_fused(Kernel kernel, BoundaryParams& params, const BoundaryPlan& plan,
+cudaError_t launch_fused(const Instance& instance, BoundaryParams& params, const BoundaryPlan& plan,
                          cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = cluster_config(plan, attributes);
-  const int resident = plan.resident_clusters;
-  params.num_clusters = params.num_tiles <= 2 * resident ? params.num_tiles : resident;
+  const int resident = plan.resident_clusters, num_units = 2 * params.num_tiles;
+  const bool is_unit = num_units <= kUnitWaves * plan.resident_units;
+  params.num_clusters = is_unit                             ? num_units
+                        : params.num_tiles <= 2 * resident ? params.num_tiles
+                                                           : resident;
   config.gridDim = dim3(params.num_clusters * plan.num_blocks);
+  config.dynamicSmemBytes = is_unit ? plan.unit_bytes : plan.shared_bytes;
   config.stream = stream;
   config.numAttrs = is_capturing(stream) ? 2 : 1;
-  return cudaLaunchKernelEx(&config, kernel, params);
+  return cudaLaunchKernelEx(&config, is_unit ? instance.unit : instance.fused, params);
 }
 
 cudaError_t launch_parts(const Instance& instance, BoundaryParams& params, const BoundaryPlan& plan,
@@ -205,7 +231,7 @@ cudaError_t launch_boundary(BoundaryParams params, const BoundaryPlan& plan, Dat
                             cudaStream_t stream) {
   const Instance instance = find_instance(type, params.gate_size, params.rank);
   params.num_blocks = plan.num_blocks;
-  return plan.is_fused ? launch_fused(instance.fused, params, plan, stream)
+  return plan.is_fused ? launch_fused(instance, params, plan, stream)
                        : launch_parts(instance, params, plan, stream);
 }
 

@@ -17,6 +17,8 @@ struct BoundaryPlan {
   int shared_bytes;              // of a block
   int num_items, num_projected;  // floats that a block of the separate kernels hands to the others of its tile
   int resident_clusters;         // that run at the same time
+  int unit_bytes;                // shared memory of a block of the kernel that takes one unit a cluster
+  int resident_units;            // clusters of it that run at the same time; 0: there is none
 };
 
 // Depends on the sizes and the device alone, so a token's sums run in the same order alone and in any batch.

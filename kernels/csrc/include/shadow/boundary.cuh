@@ -13,6 +13,9 @@
 // read the first ones, and the same with first and second exchanged: so one buffer for each is enough.
 // On devices without clusters the three parts are three kernels and the sums cross through global scratch.
 //
+// Decode has no next unit, so there a cluster takes one unit (kUnit). Then nobody needs update_in once its product is
+// done, and what is summed takes its place: with 8 gates three blocks share a multiprocessor instead of two.
+//
 // A kernel that runs for a few microseconds waits for its instructions as much as for its data, so the code is kept
 // short: loops that run twice are not unrolled, and odd rows are left to the separate kernels.
 //
@@ -32,6 +35,7 @@ constexpr int kUnitTokens = 8;
 constexpr int kSliceColumns = 64;
 constexpr int kGroups = kSliceColumns / 32;
 constexpr int kMaxWarps = 16;
+constexpr int kUnitWarps = 8;
 constexpr int kSampleColumns = 32;
 constexpr int kPadBytes = 16;  // behind each weight row: rows start in different banks
 constexpr int kNumBarriers = 5;  // the weights of three parts, the sums of two
@@ -39,8 +43,8 @@ constexpr int kBarrierBytes = 48;
 constexpr float kNormEps = 1e-5f;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// kFused is the cluster kernel; the others are its parts.
-enum class Part { kFused, kReduce, kUpdate, kInject };
+// kFused is the cluster kernel, kUnit the same for one unit a cluster; the others are its parts.
+enum class Part { kFused, kUnit, kReduce, kUpdate, kInject };
 
 // Row numbers of a block's weights and sizes of the exchanged sums.
 template <int kGateTiles, int kRankTiles>
@@ -71,6 +75,39 @@ constexpr int shared_bytes(int num_warps, int num_blocks, bool is_fused) {
   const int inner = kUnitTokens * (2 * S::kGates + S::kRank);
   return kBarrierBytes + S::kRows * row_bytes<T>(num_warps) +
          4 * (num_warps * S::kWarpSums + received + inner);
+}
+
+// Which of update_in's rows hold what while a unit kernel updates and injects. A warp's sums lie in its own columns of
+// the first rows, which it alone has read; the rest begins only when all blocks are done with update_in.
+template <typename T, typename S>
+struct Reuse {
+  static constexpr int kRowFloats = kSliceColumns * sizeof(T) / 4;
+  static constexpr int kSumRows = (S::kWarpSums + kRowFloats - 1) / kRowFloats;
+
+  __host__ __device__ static constexpr int rows_of(int num_floats, int num_warps) {
+    return (4 * num_floats + row_bytes<T>(num_warps) - 1) / row_bytes<T>(num_warps);
+  }
+  __host__ __device__ static constexpr int first_unit_row(int num_warps, int num_blocks) {
+    return kSumRows + rows_of(num_blocks * S::kProjected, num_warps);
+  }
+  __host__ __device__ static constexpr int first_projection_row(int num_warps, int num_blocks) {
+    return first_unit_row(num_warps, num_blocks) + rows_of(kUnitTokens * 2 * S::kGates, num_warps);
+  }
+};
+
+// The same for the unit kernel; 0 where update_in's rows are too few.
+template <typename T, typename S>
+constexpr int unit_shared_bytes(int num_warps, int num_blocks) {
+  const int first = Reuse<T, S>::first_projection_row(num_warps, num_blocks);
+  const int used = first + Reuse<T, S>::rows_of(S::kProjected, num_warps);
+  if (used > 2 * S::kGates) return 0;
+  return kBarrierBytes + S::kRows * row_bytes<T>(num_warps) + 4 * num_blocks * S::kItems;
+}
+
+// Blocks of a unit kernel on a multiprocessor: more would not leave a thread the registers that it needs.
+template <typename T, int kGateTiles>
+constexpr int unit_blocks() {
+  return sizeof(T) == 2 && kGateTiles == 1 ? 3 : sizeof(T) == 2 ? 2 : 1;
 }
 
 template <typename T>
@@ -141,7 +178,9 @@ struct Boundary {
   using Weights = uint32_t[Split<T>::kWeightParts][4];
   using Activations = uint32_t[Split<T>::kActivationParts][4];
   using Inner = uint32_t[Split<T>::kActivationParts];
-  static constexpr bool kIsFused = kPart == Part::kFused;
+  using R = Reuse<T, S>;
+  static constexpr bool kIsUnit = kPart == Part::kUnit;
+  static constexpr bool kIsFused = kPart == Part::kFused || kIsUnit;
   static constexpr bool kIsWide = kIsFused;
 
   const BoundaryParams& p;
@@ -170,12 +209,33 @@ struct Boundary {
     weights = reinterpret_cast<T*>(shared + kBarrierBytes);
     slice = weights + warp * kSliceColumns;
     row_stride = row_bytes<T>(num_warps) / sizeof(T);
-    warp_sums = reinterpret_cast<float*>(weights + S::kRows * row_stride);
-    units = warp_sums + num_warps * S::kWarpSums;
-    projection = units + kUnitTokens * 2 * S::kGates;
-    reduced = projection + S::kProjected;
-    projected = reduced + p.num_blocks * S::kItems;
+    float* behind_weights = reinterpret_cast<float*>(weights + S::kRows * row_stride);
+    if constexpr (kIsUnit) {
+      reduced = behind_weights;
+      warp_sums = in_place_of(0);
+      projected = in_place_of(R::kSumRows);
+      units = in_place_of(R::first_unit_row(num_warps, p.num_blocks));
+      projection = in_place_of(R::first_projection_row(num_warps, p.num_blocks));
+    } else {
+      warp_sums = behind_weights;
+      units = warp_sums + num_warps * S::kWarpSums;
+      projection = units + kUnitTokens * 2 * S::kGates;
+      reduced = projection + S::kProjected;
+      projected = reduced + p.num_blocks * S::kItems;
+    }
     slot = kNoAdapter, parity = 1, sums_parity = 1;
+  }
+
+  // A row of update_in, put to another use.
+  __device__ float* in_place_of(int in_row) const {
+    return reinterpret_cast<float*>(weights + (S::kIn + in_row) * row_stride);
+  }
+
+  // Item i of a warp's sums.
+  __device__ float& warp_sum(int of_warp, int i) const {
+    if constexpr (!kIsUnit) return warp_sums[of_warp * S::kWarpSums + i];
+    const int row_floats = row_stride * static_cast<int>(sizeof(T)) / 4;
+    return warp_sums[i / R::kRowFloats * row_floats + of_warp * R::kRowFloats + i % R::kRowFloats];
   }
 
   // ---- the tile and its tokens
@@ -193,6 +253,11 @@ struct Boundary {
     if (slot >= 64) flags = p.flags[slot];
     if (slot < 0) flags = 0;
     return is_fresh;
+  }
+
+  // Whether the tile's half has a token; the first one always has.
+  __device__ bool has_unit(int half) const {
+    return half == 0 || p.slot_starts[slot + 1] - first_index > kUnitTokens;
   }
 
   // Finds the tokens of the tile's half; returns whether it has any.
@@ -480,25 +545,27 @@ struct Boundary {
   __device__ void store_sums(const float (&sums)[kGateTiles][4],
                              const float (&affine)[kGateTiles][4], const float (&moments)[2],
                              bool has_affine) {
-    float* own = warp_sums + warp * S::kWarpSums;
-    float* of_token = own + S::kAffine + 2 * quad * S::kReduced + row;
+    if constexpr (kIsUnit) __syncwarp();  // the warp's other lanes have read the rows that change hands
 #pragma unroll
     for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-      float* item = of_token + 16 * gate_tile;
-      item[0] = sums[gate_tile][0], item[S::kReduced] = sums[gate_tile][1];
-      item[8] = sums[gate_tile][2], item[S::kReduced + 8] = sums[gate_tile][3];
+      store_square(S::kAffine + 2 * quad * S::kReduced + row + 16 * gate_tile, S::kReduced,
+                   sums[gate_tile]);
     }
     const float first = sum_quads(moments[0]), second = sum_quads(moments[1]);
     if (quad != 0) return;
-    float* item = own + S::kAffine + row * S::kReduced + 2 * S::kGates;
-    item[0] = first, item[1] = second;
+    const int item = S::kAffine + row * S::kReduced + 2 * S::kGates;
+    warp_sum(warp, item) = first, warp_sum(warp, item + 1) = second;
     if (!has_affine) return;
 #pragma unroll
     for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-      item = own + 16 * gate_tile + row;
-      item[0] = affine[gate_tile][0], item[2 * S::kGates] = affine[gate_tile][1];
-      item[8] = affine[gate_tile][2], item[2 * S::kGates + 8] = affine[gate_tile][3];
+      store_square(16 * gate_tile + row, 2 * S::kGates, affine[gate_tile]);
     }
+  }
+
+  // What a lane holds of a product's result: two tokens, `stride` apart, of two rows, 8 apart.
+  __device__ void store_square(int item, int stride, const float (&values)[4]) const {
+    warp_sum(warp, item) = values[0], warp_sum(warp, item + stride) = values[1];
+    warp_sum(warp, item + 8) = values[2], warp_sum(warp, item + stride + 8) = values[3];
   }
 
   // Adds up items [begin, end) over the warps and gives the sums to all blocks of the tile.
@@ -515,7 +582,7 @@ struct Boundary {
     for (int i = begin + threadIdx.x; i < end; i += blockDim.x) {
       float total = 0.0f;
 #pragma unroll 4
-      for (int w = 0; w < num_parts; ++w) total += warp_sums[w * S::kWarpSums + i];
+      for (int w = 0; w < num_parts; ++w) total += warp_sum(w, i);
       float* target = received + block * num_items + i;
       if constexpr (kIsFused) {
 #pragma unroll 1
@@ -636,12 +703,9 @@ struct Boundary {
   }
 
   __device__ void store_projections(const float (&sums)[kRankTiles][4]) {
-    float* of_token = warp_sums + warp * S::kWarpSums + 2 * quad * S::kRank + row;
 #pragma unroll
     for (int rank_tile = 0; rank_tile < kRankTiles; ++rank_tile) {
-      float* item = of_token + 16 * rank_tile;
-      item[0] = sums[rank_tile][0], item[S::kRank] = sums[rank_tile][1];
-      item[8] = sums[rank_tile][2], item[S::kRank + 8] = sums[rank_tile][3];
+      store_square(2 * quad * S::kRank + row + 16 * rank_tile, S::kRank, sums[rank_tile]);
     }
   }
 
@@ -719,11 +783,14 @@ __device__ inline int count_tiles(const BoundaryParams& p) {
   return used;
 }
 
+#ifndef SHADOW_EMULATED
 extern __shared__ __align__(16) char shared_memory[];
+#endif
 
 template <typename T, int kGateTiles, int kRankTiles>
 __global__ void __launch_bounds__(32 * kMaxWarps, 1)
     boundary_fused_kernel(const __grid_constant__ BoundaryParams p) {
+#if __CUDA_ARCH__ >= 900  // elsewhere never launched
   Boundary<T, kGateTiles, kRankTiles, Part::kFused> work(p, shared_memory);
   const int cluster = blockIdx.x / p.num_blocks;
   int first = cluster, end = cluster + 1;
@@ -763,6 +830,36 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
     }
   }
   if (is_first) wait_for_previous_kernel();  // else this kernel could end before the one it follows
+#endif
+}
+
+// One unit a cluster: all first halves of tiles, then all second ones, which are often empty.
+template <typename T, int kGateTiles, int kRankTiles>
+__global__ void __launch_bounds__(32 * kUnitWarps, unit_blocks<T, kGateTiles>())
+    boundary_unit_kernel(const __grid_constant__ BoundaryParams p) {
+#if __CUDA_ARCH__ >= 900
+  Boundary<T, kGateTiles, kRankTiles, Part::kUnit> work(p, shared_memory);
+  const int cluster = blockIdx.x / p.num_blocks, half = cluster >= p.num_tiles;
+  work.take_tile(cluster - half * p.num_tiles);
+  if (work.flags == 0 || !work.has_unit(half)) {
+    wait_for_previous_kernel();  // else this kernel could end before the one it follows
+    return;
+  }
+  work.prepare();
+  work.fetch_weights();
+  work.take_unit(half);
+  release_next_kernel();
+  wait_for_previous_kernel();
+  work.load_activations();
+  work.run_reduce(true);
+  wait_for_cluster();  // all blocks have started, their barriers are ready
+  work.sums_parity = 0;
+  work.publish_reduced(true);
+  work.wait_sums(3);
+  work.run_update();
+  work.wait_sums(4);
+  work.run_inject();
+#endif
 }
 
 // One part as a kernel of its own, one block for each tile and piece of columns.

@@ -17,6 +17,8 @@
 
 #include <cstdint>
 
+#include "shadow/tensor_core.cuh"
+
 namespace shadow {
 
 // Products are listed as one hexadecimal digit each, the first in the lowest digit.
@@ -169,16 +171,6 @@ __device__ inline void pair_rows(const T* first, const T* second,
       for (int part = 0; part < Split<T>::kWeightParts; ++part) words[part][j] = parts[part];
     }
   }
-}
-
-// sum (16, 8) += a (16, 16) @ b (16, 8).
-__device__ inline void multiply(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
-                                uint32_t b0, uint32_t b1) {
-  asm(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0, %1, %2, %3}, {%4, %5, %6, %7}, "
-      "{%8, %9}, {%0, %1, %2, %3};"
-      : "+f"(sum[0]), "+f"(sum[1]), "+f"(sum[2]), "+f"(sum[3])
-      : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
 }
 
 // sum (16 rows, 8 tokens) += low and high rows (16, 32 columns) @ x (32 columns, 8 tokens).

@@ -1,0 +1,72 @@
+// Clusters, barriers and asynchronous copies on the CPU, in place of kernels/csrc/include/shadow/cluster.cuh.
+#pragma once
+
+namespace shadow {
+
+inline emulator::Barrier& barrier_at(void* place) {
+  return emulator::current->block->barriers[place];
+}
+
+inline void prefetch(const void*) {}
+
+inline void init_barrier(uint64_t* place, int num_arrivals) {
+  barrier_at(place) = {num_arrivals, num_arrivals, 0, 0};
+}
+
+inline void fence_copies() {}
+
+inline void expect_bytes(uint64_t* place, int num_bytes) {
+  emulator::Barrier& barrier = barrier_at(place);
+  barrier.bytes += num_bytes;
+  --barrier.pending;
+  emulator::complete(barrier);
+}
+
+inline void copy_bytes(void* target, const void* source, int num_bytes, uint64_t* place) {
+  if (num_bytes % 16 || reinterpret_cast<uintptr_t>(target) % 16 ||
+      reinterpret_cast<uintptr_t>(source) % 16) {
+    std::fprintf(stderr, "copy_bytes: not on 16 bytes\n");
+    std::abort();
+  }
+  emulator::Barrier* barrier = &barrier_at(place);
+  emulator::current->block->cluster->in_flight.push_back([=] {
+    std::memcpy(target, source, num_bytes);
+    barrier->bytes -= num_bytes;
+    emulator::complete(*barrier);
+  });
+}
+
+inline void wait_barrier(uint64_t* place, int parity) {
+  while (barrier_at(place).phase == parity) emulator::give_way();
+}
+
+inline void arrive_at_cluster() { ++emulator::current->block->cluster->num_started; }
+
+inline void wait_for_cluster() {
+  const emulator::Cluster& cluster = *emulator::current->block->cluster;
+  while (cluster.num_started < static_cast<int>(cluster.threads.size())) emulator::give_way();
+}
+
+// A block's number in the cluster above its shared memory's offset.
+inline uint32_t address_at(const void* place, int rank) {
+  const char* shared = emulator::current->block->shared.data();
+  return static_cast<uint32_t>(rank << 24 | (static_cast<const char*>(place) - shared));
+}
+
+inline void send(uint32_t target, float value, uint32_t place) {
+  emulator::Cluster* cluster = emulator::current->block->cluster;
+  emulator::Block* block = cluster->blocks[target >> 24].get();
+  char* shared = block->shared.data();
+  void* written = shared + (target & 0xffffff);
+  emulator::Barrier* barrier = &block->barriers[shared + (place & 0xffffff)];
+  cluster->in_flight.push_back([=] {
+    std::memcpy(written, &value, 4);
+    barrier->bytes -= 4;
+    emulator::complete(*barrier);
+  });
+}
+
+inline void wait_for_previous_kernel() {}
+inline void release_next_kernel() {}
+
+}  // namespace shadow

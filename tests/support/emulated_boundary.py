@@ -1,0 +1,152 @@
+"""The boundary's CUDA cluster kernels on the CPU, under tests/support/cuda_emulator."""
+
+from __future__ import annotations
+
+import ctypes
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from shadow_kernels.build import find_sources
+from shadow_kernels.segments import max_tiles
+from shadow_kernels.testing import BoundaryCase, assert_guards_intact, guarded
+
+EMULATOR = Path(__file__).parent / "cuda_emulator"
+_DATA_TYPES = (torch.bfloat16, torch.float16, torch.float32)
+_SLICE_COLUMNS = 64
+
+
+class _Stack(ctypes.Structure):
+    _fields_ = (("data", ctypes.c_void_p), ("slot_stride", ctypes.c_int64))
+
+
+_STACKS = (
+    "norm_weight",
+    "norm_bias",
+    "update_in",
+    "update_in_bias",
+    "update_out",
+    "update_out_bias",
+    "down",
+    "up",
+)
+
+
+class _Params(ctypes.Structure):
+    """`BoundaryParams` of kernels/csrc/include/shadow/boundary_params.h."""
+
+    _fields_ = (
+        *((name, ctypes.c_void_p) for name in ("hidden", "residual", "state")),
+        *((f"{name}_stride", ctypes.c_int64) for name in ("hidden", "residual", "state")),
+        *(
+            (name, ctypes.c_void_p)
+            for name in ("token_order", "slot_starts", "tiles", "flags", "scale")
+        ),
+        *((name, _Stack) for name in _STACKS),
+        *((name, ctypes.c_void_p) for name in ("reduced", "projected")),
+        *((name, ctypes.c_int) for name in ("num_order", "num_slots", "num_tiles", "hidden_size")),
+        *((name, ctypes.c_int) for name in ("gate_size", "rank", "num_blocks", "num_clusters")),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """How a call is cut over the device.
+
+    Attributes:
+        num_blocks: blocks of a cluster.
+        is_unit: the kernel that takes one unit a cluster; otherwise the one that takes a range of tiles.
+        num_clusters: of the latter.
+        seed: of the order in which threads and copies get on.
+    """
+
+    num_blocks: int
+    is_unit: bool
+    num_clusters: int = 1
+    seed: int = 0
+
+
+def compile_emulator(
+    folder: Path, sources: Path | None = None, *, is_bf16_only: bool = False
+) -> ctypes.CDLL:
+    """Compile kernels and emulator and load them.
+
+    Args:
+        folder: where the library is written.
+        sources: another folder than the package's `kernels/csrc`.
+        is_bf16_only: leave the other dtypes' kernels out, which compiles three times as fast.
+    """
+    compiler = shutil.which("g++")
+    if compiler is None:
+        raise RuntimeError("no g++; install Debian's build-essential")
+    output = folder / "libemulated.so"
+    command = [
+        compiler, "-std=c++20", "-O1", "-shared", "-fPIC", *(["-DBF16_ONLY"] if is_bf16_only else []),
+        "-include", str(EMULATOR / "emulator.h"),
+        f"-I{EMULATOR}", f"-I{(sources or find_sources()) / 'include'}",
+        str(EMULATOR / "run_boundary.cpp"), "-o", str(output),
+    ]  # fmt: skip
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        raise RuntimeError(result.stderr[-4000:])
+    library = ctypes.CDLL(str(output))
+    library.run_boundary.restype = ctypes.c_bool
+    return library
+
+
+def run_emulated(
+    library: ctypes.CDLL, case: BoundaryCase, cut: Cut
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (hidden, state) after the kernel ran on guarded copies.
+
+    Raises:
+        AssertionError: it hung, wrote beside its rows, or sent something to a block that had ended.
+    """
+    hidden, state = guarded(case.hidden), guarded(case.state)
+    params = _params_of(case, hidden, state, cut)
+    num_slices = -(-case.hidden.shape[1] // _SLICE_COLUMNS)
+    ended = library.run_boundary(
+        ctypes.byref(params),
+        _DATA_TYPES.index(hidden.dtype),
+        -(-num_slices // cut.num_blocks),
+        cut.is_unit,
+        cut.num_clusters,
+        cut.seed,
+    )
+    if not ended:
+        raise AssertionError(
+            "the kernel hung, or a copy was still on its way to a block that had ended"
+        )
+    assert_guards_intact(hidden)
+    assert_guards_intact(state)
+    return hidden, state
+
+
+def _params_of(case: BoundaryCase, hidden: torch.Tensor, state: torch.Tensor, cut: Cut) -> _Params:
+    grouping, weights = case.segments.grouping, case.weights
+    params = _Params(
+        hidden=hidden.data_ptr(),
+        residual=None if case.residual is None else case.residual.data_ptr(),
+        state=state.data_ptr(),
+        hidden_stride=hidden.stride(0),
+        residual_stride=0 if case.residual is None else case.residual.stride(0),
+        state_stride=state.stride(0),
+        num_order=len(grouping.token_order),
+        num_slots=len(weights.flags),
+        num_tiles=max_tiles(len(hidden), len(weights.flags)),
+        hidden_size=hidden.shape[1],
+        gate_size=weights.update_in.shape[2],
+        rank=weights.down.shape[1],
+        num_blocks=cut.num_blocks,
+    )
+    for name in ("token_order", "slot_starts", "tiles"):
+        setattr(params, name, getattr(grouping, name).data_ptr())
+    for name in ("flags", "scale"):
+        setattr(params, name, getattr(weights, name).data_ptr())
+    for name in _STACKS:
+        tensor = getattr(weights, name)
+        setattr(params, name, _Stack(tensor.data_ptr(), tensor.stride(0)))
+    return params
