@@ -2,8 +2,11 @@
 
 import asyncio
 import json
+import statistics
 import time
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import astuple, dataclass
 
 import httpx
 import pytest
@@ -20,92 +23,137 @@ NUM_TOKENS = 40
 PROMPT_WORDS = "the old fox sees a small dog " * 100
 """Long, so that the first token takes far longer than HTTP."""
 
+RUN = time.time_ns()
+"""Begins every prompt, as a server that has answered one before would have it in its prefix cache."""
 
-@dataclass
+NUM_MEASURED = 5
+NUM_MEASURED_TOKENS = 150
+NUM_AHEAD = 16
+"""Prompts that the engine works on before the measured one: together they are more than a second of work."""
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Sums over one or several requests, in seconds; `inter_token` is from the first token to the last."""
+
+    first_token: float
+    inter_token: float
+    e2e: float
+
+
 class Stopwatch:
-    """What a client saw, in seconds."""
+    """What a client sees, request by request."""
 
-    first_token: list[float] = field(default_factory=list)
-    inter_token: list[float] = field(default_factory=list)
-    e2e: list[float] = field(default_factory=list)
+    def __init__(self, client: httpx.AsyncClient, num_tokens: int) -> None:
+        self.seen: list[Latencies] = []
+        self._client = client
+        self._num_tokens = num_tokens
 
-    async def stream(self, client: httpx.AsyncClient, number: int) -> None:
-        """Stream one answer; the prompts differ from their first word on, so nothing is in the prefix cache."""
+    async def stream(self, number: int) -> None:
+        """Stream one answer; the prompts differ near their beginning, so next to nothing is in the prefix cache."""
         body = {
-            "prompt": f"{number} {PROMPT_WORDS}",
+            "prompt": f"{RUN} {number} {PROMPT_WORDS}",
             "adapter": ADAPTER,
-            "max_tokens": NUM_TOKENS,
+            "max_tokens": self._num_tokens,
             "ignore_eos": True,
             "stream": True,
         }
         begun_at = time.perf_counter()
         at = []
-        async with client.stream("POST", "/v1/completions", json=body) as answer:
+        async with self._client.stream("POST", "/v1/completions", json=body) as answer:
             assert answer.status_code == 200
             async for line in answer.aiter_lines():
                 if line.startswith("data: {"):
                     assert "error" not in json.loads(line[6:])
                     at.append(time.perf_counter())
         # Tokens that come while the connection is busy travel together, so only their sum is one that both see.
-        assert NUM_TOKENS / 4 <= len(at) <= NUM_TOKENS
-        self.first_token.append(at[0] - begun_at)
-        self.inter_token.append(at[-1] - at[0])
-        self.e2e.append(at[-1] - begun_at)
+        assert self._num_tokens / 4 <= len(at) <= self._num_tokens
+        self.seen.append(Latencies(at[0] - begun_at, at[-1] - at[0], at[-1] - begun_at))
+
+    def total(self) -> Latencies:
+        columns = zip(*(astuple(one) for one in self.seen), strict=True)
+        return Latencies(*(sum(column) for column in columns))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """One latency's sum over all requests as both saw it, in seconds, and how many observations the server has."""
+class ServerWatch:
+    """What /metrics says of the requests since it was made or last read."""
 
-    name: str
-    server: float
-    client: float
-    count: float
+    def __init__(self, server) -> None:
+        self._server = server
+        self._before = server.samples()
 
+    def read(self, num_requests: int, num_tokens: int) -> Latencies:
+        """Return the sums, once it has been asserted of how many observations they are."""
+        after = self._server.samples()
 
-async def compare(server) -> list[Comparison]:
-    """Let clients stream, and return what they and /metrics say of it."""
-    watch = Stopwatch()
-    before = server.samples()
-    async with httpx.AsyncClient(base_url=server.process.url, timeout=120) as client:
+        def grown(name: str, kind: str) -> float:
+            series = f"shadow_{name}_seconds_{kind}{{{LABELS}}}"
+            return after[series] - self._before.get(series, 0.0)
 
-        async def run(first: int) -> None:
-            for number in range(first, first + REQUESTS_EACH):
-                await watch.stream(client, number)
-
-        await asyncio.gather(*(run(100 * i) for i in range(NUM_CLIENTS)))
-    after = server.samples()
-
-    def grown(name: str, kind: str) -> float:
-        series = f"shadow_{name}_seconds_{kind}{{{LABELS}}}"
-        return after[series] - before.get(series, 0.0)
-
-    seen = {
-        "time_to_first_token": watch.first_token,
-        "inter_token_latency": watch.inter_token,
-        "e2e_request": watch.e2e,
-    }
-    return [
-        Comparison(name, grown(name, "sum"), sum(values), grown(name, "count"))
-        for name, values in seen.items()
-    ]
+        names = ("time_to_first_token", "inter_token_latency", "e2e_request")
+        first, inter, e2e = (grown(name, "count") for name in names)
+        assert first == e2e == num_requests
+        assert num_requests <= inter <= num_requests * (num_tokens - 1)
+        found = Latencies(*(grown(name, "sum") for name in names))
+        self._before = after
+        return found
 
 
-async def test_every_latency_is_within_what_a_client_measures(server):
-    """On a busy machine HTTP adds what the engine does not see, so only one side is sharp here."""
-    num_requests = NUM_CLIENTS * REQUESTS_EACH
-    first, inter, e2e = await compare(server)
-    assert first.count == e2e.count == num_requests
-    assert num_requests <= inter.count <= num_requests * (NUM_TOKENS - 1)
-    for found in (first, inter, e2e):
-        assert 0.3 * found.client < found.server < 1.1 * found.client, found
+def client_of(server) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=server.process.url, timeout=120)
+
+
+def ratios(server: Latencies, client: Latencies) -> Latencies:
+    pairs = zip(astuple(server), astuple(client), strict=True)
+    return Latencies(*(ours / theirs for ours, theirs in pairs))
+
+
+@contextmanager
+def work_ahead(server, number: int) -> Iterator[None]:
+    """Let the base model have prompts to read, of which the first few are done and the others wait inside."""
+    prompts = [f"{RUN} {number} {place} {PROMPT_WORDS}" for place in range(NUM_AHEAD)]
+    body = {"prompt": prompts, "max_tokens": 1, "stream": True}
+    with server.client.stream("POST", "/v1/completions", json=body) as answer:
+        assert answer.status_code == 200
+        lines = answer.iter_lines()
+        next(lines)
+        yield
+        assert list(lines)[-2] == "data: [DONE]"
+
+
+async def test_latencies_are_within_a_tenth_of_what_a_client_measures(server):
+    """One client waits seconds for its tokens, so the milliseconds that HTTP and a busy machine add are few.
+
+    A request that the machine held up on one side only is outvoted by the others.
+    """
+    found = []
+    async with client_of(server) as client:
+        stopwatch, watch = Stopwatch(client, NUM_MEASURED_TOKENS), ServerWatch(server)
+        for number in range(NUM_MEASURED):
+            with work_ahead(server, number):
+                await stopwatch.stream(number)
+            found.append(ratios(watch.read(1, NUM_MEASURED_TOKENS), stopwatch.seen[-1]))
+    print(*stopwatch.seen, *found, sep="\n")
+    assert statistics.median(one.first_token for one in stopwatch.seen) > 0.5
+    for values in zip(*(astuple(one) for one in found), strict=True):
+        assert statistics.median(values) == pytest.approx(1, abs=0.10)
 
 
 @pytest.mark.timing
-async def test_latencies_are_within_a_tenth_of_what_a_client_measures(server):
-    for found in await compare(server):
-        print(f"{found.name}: server {found.server:.3f} s, client {found.client:.3f} s")
-        assert found.server == pytest.approx(found.client, rel=0.10)
+async def test_latencies_of_clients_at_once_are_within_a_tenth_of_what_they_measure(server):
+    """Needs a machine of its own: the clients' turns come late where the engine takes all of it."""
+    async with client_of(server) as client:
+        stopwatch, watch = Stopwatch(client, NUM_TOKENS), ServerWatch(server)
+
+        async def run(first: int) -> None:
+            for number in range(first, first + REQUESTS_EACH):
+                await stopwatch.stream(number)
+
+        await asyncio.gather(*(run(100 * (i + 1)) for i in range(NUM_CLIENTS)))
+    seen = stopwatch.total()
+    found = watch.read(NUM_CLIENTS * REQUESTS_EACH, NUM_TOKENS)
+    print(seen, found, sep="\n")
+    assert astuple(ratios(found, seen)) == pytest.approx((1, 1, 1), abs=0.10)
 
 
 def test_promtool_finds_nothing_wrong_with_our_series(server):
