@@ -114,3 +114,9 @@ def test_a_refused_client_does_not_ask_again_at_once(server):
     settings = BenchSettings(concurrency=2, seconds=0.25, num_rounds=1)
     (result,) = run(server, plan([], [SHAPES["mixed"]]), settings, retry=RetryPolicy(max_retries=0))
     assert 2 <= len(result.rounds[0].timings) <= 2 * 3
+
+
+def test_a_round_has_a_request_of_each_client_however_short_it_is(server):
+    settings = BenchSettings(concurrency=3, seconds=0.0, num_rounds=1)
+    (result,) = run(server, plan([], [SHAPES["mixed"]]), settings)
+    assert len(result.rounds[0].timings) == 3
