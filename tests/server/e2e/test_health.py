@@ -1,5 +1,6 @@
 """Readiness follows generation: red when the engine stands still while HTTP answers, green when it goes on."""
 
+import asyncio
 import os
 import signal
 import time
@@ -10,6 +11,7 @@ import httpx
 import pytest
 
 from canary_server import descendants
+from running_server import BUSY_TOKENS
 
 pytestmark = pytest.mark.engine
 
@@ -54,6 +56,18 @@ def test_ready_goes_red_within_ten_seconds_after_generation_stops(server):
     while ready_status(server) != 200:
         assert time.monotonic() - goes_on_at < 30
         time.sleep(0.2)
+
+
+async def test_ready_stays_green_and_quick_on_a_busy_server(server):
+    body = {"prompt": "a", "max_tokens": BUSY_TOKENS, "ignore_eos": True, "adapter": "shout"}
+    work = asyncio.create_task(server.burst([body] * 32))
+    statuses = []
+    while not work.done():
+        statuses.append(await asyncio.to_thread(ready_status, server))
+        await asyncio.sleep(0.2)
+    assert {answer.status_code for answer in await work} == {200}
+    assert len(statuses) > 5
+    assert set(statuses) == {200}
 
 
 def test_probes_are_in_no_statistics(server):
