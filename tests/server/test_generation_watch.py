@@ -118,7 +118,7 @@ async def test_a_probe_that_waits_behind_others_alarms_nobody(engine):
         engine.last_output_at = engine.now  # of somebody else's
         await engine.pass_seconds(2)
         assert await ask_at_once(watch) is None
-    await engine.pass_seconds(2)  # one long step
+    await engine.pass_seconds(4)  # one long step
     assert await ask_at_once(watch) is None
     assert engine.num_probes == 1
     engine.release.set()

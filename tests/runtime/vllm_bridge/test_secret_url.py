@@ -86,3 +86,8 @@ def test_no_dump_of_the_options_has_the_password(args):
 )
 def test_passwords_are_noticed(url, is_there):
     assert has_password(url) is is_there
+
+
+@pytest.mark.parametrize("mark", list("/#?"))
+def test_the_begin_of_a_password_is_no_port(mark):
+    assert "4711" not in str(SecretUrl(f"postgresql://ada:4711{mark}x@db/shadow"))
