@@ -4,9 +4,13 @@ import json
 import subprocess
 import sys
 
+import pytest
+
 from shadow_server.demo import demo_model_path
 from shadow_server.demo_command import BASE_NAME
 from source_tree import ROOT
+
+pytestmark = pytest.mark.engine
 
 
 def test_helm_test_passes_on_the_demo(server, tmp_path):
