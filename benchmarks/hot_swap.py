@@ -44,6 +44,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--publishes", type=int, default=60)
     parser.add_argument("--period", type=float, default=1.0, help="seconds between publishes")
     parser.add_argument("--rounds", type=int, default=3, help="windows with publishes")
+    parser.add_argument(
+        "--fresh-prompts", action="store_true", help="no prompt comes twice: no prefix is cached"
+    )
     parser.add_argument("--max-ratio", type=float, help="default: 1.3 on a CPU, 1.1 on a GPU")
     parser.add_argument("--work", type=Path, help="keep files and logs here; default: temporary")
     parser.add_argument("--out", type=Path)
@@ -84,6 +87,7 @@ def settings_of(options: argparse.Namespace, shape: CanaryShape) -> SwapSettings
         period_seconds=options.period,
         num_rounds=options.rounds,
         vocab_size=shape.vocab_size,
+        has_fresh_prompts=options.fresh_prompts,
         # In the peft format an adapter of the 8B shape carries a whole layer: 0.4 GB.
         other_format="peft" if options.model == "tiny" else "paper",
     )

@@ -17,7 +17,7 @@ from typing import Any
 import httpx
 
 from load_client import Group, Plan, Record, Report, finish_load, quantile, started_load
-from version_canary import BASE, Format, build_canary, canary_prompt, token_of
+from version_canary import BASE, Format, build_canary, canary_prompt, silent_tokens, token_of
 
 HOT, STEADY, OTHER = "hot", "steady", "other"
 STEADY_NUMBER, OTHER_NUMBER = 126, 127
@@ -39,6 +39,8 @@ class SwapSettings:
         prompt_tokens: lengths of the prompts.
         vocab_size: of the base.
         other_format: checkpoint format of the adapter of the `num_other` clients.
+        has_fresh_prompts: no prompt comes twice. Otherwise there are few, which the prefix cache knows but for those
+            of a version that is new: its first requests compute what without publishes nobody has to.
     """
 
     num_hot: int = 48
@@ -52,6 +54,7 @@ class SwapSettings:
     prompt_tokens: tuple[int, ...] = (40, 80)
     vocab_size: int = 256
     other_format: Format = "peft"
+    has_fresh_prompts: bool = False
 
     @property
     def window_seconds(self) -> float:
@@ -252,8 +255,9 @@ class SwapRun:
             OTHER: (settings.num_other, OTHER),
             "base": (settings.num_base, None),
         }
+        fresh = silent_tokens(settings.vocab_size) if settings.has_fresh_prompts else None
         groups = [
-            Group(name, self._bodies(adapter), number, active)
+            Group(name, self._bodies(adapter), number, active, fresh_tokens=fresh)
             for name, (number, adapter) in sizes.items()
         ]
         return Plan(self._url.host, self._url.port or 80, groups)

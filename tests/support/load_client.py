@@ -16,6 +16,7 @@ import itertools
 import json
 import math
 import os
+import random
 import re
 import resource
 import subprocess
@@ -47,6 +48,8 @@ class Group:
         headers: sent with every request.
         path: of the route.
         pause_seconds: how long a client of a closed group waits after each answer.
+        fresh_tokens: (first, end) of the token ids of which every request's prompt, a list of ids, is made anew behind
+            its first one, so that no prefix cache knows it; None sends bodies as they are.
     """
 
     name: str
@@ -57,6 +60,7 @@ class Group:
     headers: dict[str, str] = field(default_factory=dict)
     path: str = "/v1/completions"
     pause_seconds: float = 0.0
+    fresh_tokens: tuple[int, int] | None = None
 
 
 @dataclass
@@ -318,9 +322,22 @@ def _last(pattern: re.Pattern[bytes], body: bytes) -> str | None:
 
 def _requests(plan: Plan, group: Group, start: int) -> Iterator[tuple[str | None, bytes]]:
     """Yield the group's requests for ever, from body number `start` on."""
+    if group.fresh_tokens is not None:
+        yield from _fresh_requests(plan, group, start, range(*group.fresh_tokens))
     ready = [(body.get("adapter"), _request(plan, group, body)) for body in group.bodies]
     for number in itertools.count(start):
         yield ready[number % len(ready)]
+
+
+def _fresh_requests(
+    plan: Plan, group: Group, start: int, tokens: range
+) -> Iterator[tuple[str | None, bytes]]:
+    draw = random.Random(f"{group.name} {start}")
+    for number in itertools.count(start):
+        body = group.bodies[number % len(group.bodies)]
+        first, *rest = body["prompt"]
+        prompt = [first, *draw.choices(tokens, k=len(rest))]
+        yield body.get("adapter"), _request(plan, group, {**body, "prompt": prompt})
 
 
 def _request(plan: Plan, group: Group, body: dict[str, Any]) -> bytes:

@@ -71,11 +71,16 @@ def code_of(token: int) -> int | None:
     return token - FIRST_CODE if FIRST_CODE <= token < FIRST_CODE + NUM_CODES else None
 
 
+def silent_tokens(vocab_size: int) -> tuple[int, int]:
+    """Return first and end of the token ids that no canary says."""
+    return FIRST_CODE + NUM_CODES, vocab_size
+
+
 def canary_prompt(length: int, seed: int, *, vocab_size: int = 256) -> list[int]:
     """Return `BOS` and `length - 1` random token ids that no canary says."""
     generator = torch.Generator().manual_seed(seed)
-    start = FIRST_CODE + NUM_CODES
-    return [BOS, *torch.randint(start, vocab_size, (length - 1,), generator=generator).tolist()]
+    ids = torch.randint(*silent_tokens(vocab_size), (length - 1,), generator=generator)
+    return [BOS, *ids.tolist()]
 
 
 def build_canary_base(directory: Path, shape: CanaryShape | None = None, *, seed: int = 0) -> Path:

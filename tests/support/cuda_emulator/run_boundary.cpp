@@ -1,4 +1,5 @@
-// One call of the boundary's cluster kernels under emulator.h, for ctypes.
+// One call of the boundary's cluster kernels under emulator.h, for ctypes. UNIT_ONLY: of the unit kernel of bf16 and up to
+// 8 gates, which compiles fast.
 #include "shadow/boundary.cuh"
 
 namespace {
@@ -11,8 +12,12 @@ bool run(shadow::BoundaryParams params, int num_warps, bool is_unit, int num_clu
   if (bytes == 0) return false;
   params.num_clusters = is_unit ? 2 * params.num_tiles : num_clusters;
   auto kernel = [&] {
+#ifdef UNIT_ONLY
+    shadow::boundary_unit_kernel<T, kGateTiles, 1>(params);
+#else
     is_unit ? shadow::boundary_unit_kernel<T, kGateTiles, 1>(params)
             : shadow::boundary_fused_kernel<T, kGateTiles, 1>(params);
+#endif
   };
   return emulator::launch(kernel, params.num_clusters, params.num_blocks, num_warps, bytes, seed);
 }
@@ -20,8 +25,10 @@ bool run(shadow::BoundaryParams params, int num_warps, bool is_unit, int num_clu
 template <typename T>
 bool run(const shadow::BoundaryParams& params, int num_warps, bool is_unit, int num_clusters,
          uint32_t seed) {
-  return params.gate_size <= 8 ? run<T, 1>(params, num_warps, is_unit, num_clusters, seed)
-                               : run<T, 2>(params, num_warps, is_unit, num_clusters, seed);
+#ifndef UNIT_ONLY
+  if (params.gate_size > 8) return run<T, 2>(params, num_warps, is_unit, num_clusters, seed);
+#endif
+  return run<T, 1>(params, num_warps, is_unit, num_clusters, seed);
 }
 
 }  // namespace
@@ -32,7 +39,7 @@ extern "C" bool run_boundary(const shadow::BoundaryParams* params, int data_type
   switch (data_type) {
     case 0:
       return run<__nv_bfloat16>(*params, num_warps, is_unit, num_clusters, seed);
-#ifndef BF16_ONLY
+#ifndef UNIT_ONLY
     case 1:
       return run<__half>(*params, num_warps, is_unit, num_clusters, seed);
     case 2:

@@ -131,7 +131,7 @@ def test_sabotage_of_the_unit_kernel_is_seen(tmp_path, sabotage):
     text = header.read_text()
     assert right in text
     header.write_text(text.replace(right, wrong))
-    library = compile_emulator(tmp_path, sources, is_bf16_only=True)
+    library = compile_emulator(tmp_path, sources, is_unit_only=True)
     case = make_case(popularity_slots("skewed", 40, NUM_SLOTS, seed=1))
     with pytest.raises(AssertionError):
         first_failure(library, case)
