@@ -114,6 +114,8 @@ async def test_an_engine_that_stops_is_found_out_in_the_sum_of_both_times(engine
 async def test_a_probe_that_waits_behind_others_alarms_nobody(engine):
     watch = engine.watch()
     engine.hangs = True
+    await watch.find_reason()  # the probe is under way before anybody has output
+    assert engine.num_probes == 1
     for _ in range(8):  # much longer than the probe's own time
         engine.last_output_at = engine.now  # of somebody else's
         await engine.pass_seconds(2)
