@@ -185,14 +185,10 @@ def test_a_reader_that_has_enough_is_no_failure(list_url, num_adapters):
 def test_ctrl_c_has_a_status_of_its_own():
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}"
-        command = [sys.executable, "-m", "shadow_server", "adapters", "list", "--url", url]
-        process = subprocess.Popen(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            # A suite that was started in the background ignores Ctrl-C, and so would what it starts.
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )
+        # A suite that was started in the background ignores Ctrl-C, and so would what it starts.
+        heard = ["env", "--default-signal=INT"]
+        command = [*heard, sys.executable, "-m", "shadow_server", "adapters", "list", "--url", url]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         silent.settimeout(30)
         connection, _ = silent.accept()
         with connection:
