@@ -33,7 +33,8 @@ def choose_config(num_tokens: int, num_outputs: int, dtype: torch.dtype) -> Slot
 
     Decode reads each active slot's weights once: narrow programs, so that one token's weights fill the device. Prefill
     reads them once for every block of tokens, so those are as tall as the tensor cores like them. 32-bit products do
-    not run there and stay small.
+    not run there and stay small. What a program's pipeline holds fits 99 KiB, the shared memory of a block on compute
+    capability 8.6 and 8.9.
 
     block_k is the same for every number of tokens: a row's sum takes its inputs in the same order in any batch.
     """
@@ -43,4 +44,4 @@ def choose_config(num_tokens: int, num_outputs: int, dtype: torch.dtype) -> Slot
         return SlotLinearConfig(16, 16 if num_outputs <= _NARROW_OUTPUTS else 32, 128, 4, 4)
     if num_tokens <= 8 * _DECODE_TOKENS:
         return SlotLinearConfig(16, 64, 128, 4, 3)
-    return SlotLinearConfig(64, 128, 128, 8, 3)
+    return SlotLinearConfig(64, 64, 128, 4, 3)

@@ -28,3 +28,12 @@ def test_decode_is_cut_finer_than_prefill(num_outputs):
 def test_a_block_of_tokens_is_whole_tiles(dtype):
     for num_tokens in (1, 64, 65, 512, 513, 8192):
         assert choose_config(num_tokens, 4096, dtype).block_m % TILE_TOKENS == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_the_pipeline_fits_the_smallest_shared_memory(dtype):
+    for num_tokens in (1, 64, 65, 512, 513, 8192):
+        for num_outputs in (512, 4096):
+            config = choose_config(num_tokens, num_outputs, dtype)
+            stage = config.block_k * (config.block_m + config.block_n) * dtype.itemsize
+            assert config.num_stages * stage <= 99 << 10
