@@ -6,6 +6,7 @@ on all of them alike, and their starts, minutes each on a GPU, overlap.
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import random
@@ -15,7 +16,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
+
+_PROFILED_TOKENS = 6  # a prefill and five decode steps
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,15 @@ class Case:
     prompt_tokens: int
 
 
+@dataclass(frozen=True)
+class KernelRun:
+    """One run of a kernel on the device, in microseconds since an arbitrary moment."""
+
+    name: str
+    start_us: float
+    duration_us: float
+
+
 class ContestantError(RuntimeError):
     """An engine could not be started or did not answer; the message holds its traceback."""
 
@@ -82,8 +95,13 @@ class Contestant:
 
     def measure(self, case: Case) -> float:
         """Return milliseconds, see `Case.phase`."""
-        self._pipe.send(case)
+        self._pipe.send(("measure", case))
         return float(self._receive())
+
+    def profile(self, case: Case) -> list[KernelRun]:
+        """Return the device's kernels of a few steps in their order; needs a job with `profiler_config`."""
+        self._pipe.send(("profile", case))
+        return [KernelRun(*words) for words in self._receive()]
 
     def stop(self) -> None:
         """End the process."""
@@ -115,7 +133,8 @@ def _serve(engine: _Engine, pipe: Connection) -> None:
     """Answer until the other end is closed."""
     try:
         while True:
-            pipe.send((True, engine.measure(pipe.recv())))
+            method, case = pipe.recv()
+            pipe.send((True, getattr(engine, method)(case)))
     except EOFError:
         return
     finally:
@@ -142,6 +161,16 @@ class _Engine:
         slope = (self._seconds(case, long) - self._seconds(case, short)) / (long - short)
         return 1e3 * slope
 
+    def profile(self, case: Case) -> list[tuple[str, float, float]]:
+        """Return name, start and duration of the kernels of a prefill and some decode steps."""
+        folder = Path(self._job.arguments["profiler_config"]["torch_profiler_dir"])
+        before = set(folder.glob("*.json"))
+        self._llm.start_profile()
+        self._seconds(case, _PROFILED_TOKENS)
+        self._llm.stop_profile()
+        (trace,) = set(folder.glob("*.json")) - before
+        return read_kernels(json.loads(trace.read_text()))
+
     def shutdown(self) -> None:
         """End the engine's own processes."""
         self._llm.llm_engine.engine_core.shutdown()
@@ -162,6 +191,18 @@ class _Engine:
         started = time.perf_counter()
         self._llm.generate(prompts, sampling, lora_request=requests, use_tqdm=False)
         return time.perf_counter() - started
+
+
+def read_kernels(trace: Mapping[str, Any]) -> list[tuple[str, float, float]]:
+    """Return name, start and duration of a Chrome trace's kernels and copies, in the order of their starts."""
+    return sorted(
+        (
+            (event["name"], event["ts"], event["dur"])
+            for event in trace["traceEvents"]
+            if event.get("cat") in {"kernel", "gpu_memcpy", "gpu_memset"}
+        ),
+        key=lambda event: event[1],
+    )
 
 
 def _start(job: Job) -> tuple[Any, list[Any]]:

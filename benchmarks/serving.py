@@ -7,7 +7,7 @@
 A case is BATCH:DISTINCT, decoding after `--prompt-tokens`; with `:prefill` behind it, the prompts of
 `--prefill-tokens`. DISTINCT 0 are rows without adapter in engines that could serve some. All engines are started at
 once and measured in turn, case by case; a figure is the median of `--repeats`. With `--one-by-one` they start one after
-the other, and only then do the start-up seconds say something.
+the other, and only then do the start-up seconds say something. `--profile` writes which kernels each case runs.
 
 Engines: `base` is vLLM without this plugin; `lora` vLLM's multi-LoRA as it comes, rank 16 on all linears; `lora-best`
 the same with the settings that make it fastest; `shadow` this project, rank 16, gate 8, one shadow layer.
@@ -20,7 +20,7 @@ import json
 import statistics
 import sys
 import tempfile
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--one-by-one", action="store_true", help="start engines one by one")
     parser.add_argument("--out", type=Path, help="JSON report")
+    parser.add_argument(
+        "--profile", type=Path, help="folder for the kernels of each case and engine"
+    )
     parser.add_argument("--plot", type=Path, help="PNG of the ratios; needs matplotlib")
     return parser.parse_args()
 
@@ -109,7 +112,8 @@ class Field:
             mode=mode,
             model=str(self._base),
             adapters=getattr(self, f"_{mode}_adapters")(),
-            arguments=self._arguments() | (self._lora_arguments(engine) if mode == "lora" else {}),
+            arguments=self._arguments(engine)
+            | (self._lora_arguments(engine) if mode == "lora" else {}),
             # The plugin is not registered where it is not measured.
             environment=({} if mode == "shadow" else {"VLLM_PLUGINS": ""})
             | ({"VLLM_LORA_ENABLE_DUAL_STREAM": "1"} if engine == "lora-best" else {})
@@ -144,7 +148,19 @@ class Field:
             "specialize_active_lora": engine == "lora-best",
         }
 
-    def _arguments(self) -> dict[str, Any]:
+    def _profiler(self, engine: str) -> dict[str, Any]:
+        folder = self._work / f"{engine}-traces"
+        folder.mkdir(exist_ok=True)
+        return {
+            "profiler": "torch",
+            "torch_profiler_dir": str(folder),
+            "torch_profiler_activities": ["CPU"] if self._is_tiny else ["CUDA"],
+            "torch_profiler_with_stack": False,
+            "torch_profiler_use_gzip": False,
+            "ignore_frontend": True,
+        }
+
+    def _arguments(self, engine: str) -> dict[str, Any]:
         sizes = sorted({case.batch for case in self._cases})
         arguments: dict[str, Any] = {
             "load_format": "dummy",
@@ -154,6 +170,8 @@ class Field:
             "enable_prefix_caching": False,
             "disable_log_stats": True,
         }
+        if self._options.profile:
+            arguments["profiler_config"] = self._profiler(engine)
         if self._is_tiny:
             return arguments | {"dtype": "float32", "enforce_eager": True, "block_size": 32}
         return arguments | {
@@ -192,6 +210,15 @@ def measure(case: Case, engines: dict[str, Contestant], repeats: int) -> Row:
         for name, engine in engines.items():
             times[name].append(engine.measure(own_case(case, name)))
     return Row(case, {name: statistics.median(values) for name, values in times.items()})
+
+
+def profile(case: Case, engines: dict[str, Contestant], folder: Path) -> None:
+    """Write each engine's kernels of a case: name, start and duration in microseconds."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, engine in engines.items():
+        runs = [astuple(run) for run in engine.profile(own_case(case, name))]
+        path = folder / f"{name}-{case.phase}-{case.batch}x{case.distinct}.json"
+        path.write_text(json.dumps(runs))
 
 
 def own_case(case: Case, engine: str) -> Case:
@@ -234,6 +261,8 @@ def main() -> int:
             for case in cases:
                 rows.append(measure(case, engines, options.repeats).to_json())
                 print(json.dumps(rows[-1]), flush=True)
+                if options.profile:
+                    profile(case, engines, options.profile)
         finally:
             for engine in engines.values():
                 engine.stop()

@@ -15,7 +15,7 @@ constexpr int kClusterBlocks = 8;       // the most that every device with clust
 constexpr int kLargeClusterBlocks = 16; // where weights do not fit otherwise
 constexpr int kPartWarps = 4;
 constexpr int kMaxGates = 16, kMaxRank = 64;
-constexpr int kUnitWaves = 0;           // more units than that share what a cluster has loaded
+constexpr int kUnitWaves = 2;           // more units than that share what a cluster has loaded
 
 using Kernel = void (*)(BoundaryParams);
 

@@ -7,7 +7,10 @@ from dataclasses import dataclass
 import torch
 
 _DECODE_TOKENS = 64  # up to here reading the weights is all the work
+_FEW_TOKENS = 4  # below, the weights of a narrow product do not fill a device
 _NARROW_OUTPUTS = 2048  # fewer programs of 32 outputs than that do not fill a device
+_LONG_INPUTS = 1024  # from here on a row is several blocks of 256 inputs
+_TALL_TOKENS = 4096  # from here on a slot has more than one tall block of tokens, as prefills do
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,20 +31,29 @@ class SlotLinearConfig:
     num_stages: int
 
 
-def choose_config(num_tokens: int, num_outputs: int, dtype: torch.dtype) -> SlotLinearConfig:
-    """Return the launch configuration.
+def choose_config(
+    num_tokens: int, num_inputs: int, num_outputs: int, dtype: torch.dtype
+) -> SlotLinearConfig:
+    """Return the launch configuration, measured by `kernels/benchmarks/slot_linear.py`.
 
-    Decode reads each active slot's weights once: narrow programs, so that one token's weights fill the device. Prefill
-    reads them once for every block of tokens, so those are as tall as the tensor cores like them. 32-bit products do
-    not run there and stay small. What a program's pipeline holds fits 99 KiB, the shared memory of a block on compute
-    capability 8.6 and 8.9.
-
-    block_k is the same for every number of tokens: a row's sum takes its inputs in the same order in any batch.
+    Decode reads each active slot's weights once: narrow programs, so that a few tokens' weights fill the device, and
+    long rows read far ahead. Prefill reads them once for every block of tokens, so those are as tall as the tensor
+    cores like them. 32-bit products do not run there and stay small. What a program's pipeline holds fits 99 KiB, the
+    shared memory of a block on compute capability 8.6 and 8.9.
     """
     if dtype == torch.float32:
         return SlotLinearConfig(16, 32 if num_tokens <= _DECODE_TOKENS else 64, 64, 4, 3)
-    if num_tokens <= _DECODE_TOKENS:
-        return SlotLinearConfig(16, 16 if num_outputs <= _NARROW_OUTPUTS else 32, 128, 4, 4)
     if num_tokens <= 8 * _DECODE_TOKENS:
-        return SlotLinearConfig(16, 64, 128, 4, 3)
-    return SlotLinearConfig(64, 64, 128, 4, 3)
+        return _choose_decode(num_tokens, num_inputs, num_outputs)
+    if num_tokens < _TALL_TOKENS:
+        return SlotLinearConfig(64, 128, 64, 4, 4)
+    return SlotLinearConfig(128, 128, 64, 8, 3)
+
+
+def _choose_decode(num_tokens: int, num_inputs: int, num_outputs: int) -> SlotLinearConfig:
+    is_narrow = num_outputs <= _NARROW_OUTPUTS
+    if num_inputs < _LONG_INPUTS or (num_tokens > _DECODE_TOKENS and not is_narrow):
+        return SlotLinearConfig(16, 64, 128, 4, 4)
+    if num_tokens < _FEW_TOKENS and is_narrow:
+        return SlotLinearConfig(16, 16, 256, 4, 4)
+    return SlotLinearConfig(16, 32, 256, 4, 3)

@@ -118,7 +118,7 @@ def slot_linear(
     first_slot: int,
 ) -> torch.Tensor:
     """Run the operator; arguments as in `shadow_kernels.slot_linear`, already checked. Returns (T, N)."""
-    config = choose_config(x.shape[0], weight.shape[1], x.dtype)
+    config = choose_config(x.shape[0], x.shape[1], weight.shape[1], x.dtype)
     return launch(x, weight, bias, grouping, first_slot, config)
 
 
