@@ -47,8 +47,8 @@ bool has_boundary(int64_t type, int64_t hidden_size, int64_t gate_size, int64_t 
       .is_supported;
 }
 
-void boundary_(Tensor hidden, std::optional<Tensor> residual, Tensor state, Tensor token_order,
-               Tensor slot_starts, Tensor tiles, Tensor flags, Tensor scale, Tensor norm_weight,
+void boundary_(Tensor hidden, std::optional<Tensor> residual, Tensor state, Tensor adapter_slots,
+               Tensor token_order, Tensor slot_starts, Tensor tiles, Tensor flags, Tensor scale, Tensor norm_weight,
                Tensor norm_bias, Tensor update_in, Tensor update_in_bias, Tensor update_out,
                Tensor update_out_bias, Tensor down, Tensor up, int64_t num_tiles) {
   bool has_wide_rows = !residual || is_wide(*residual);
@@ -69,6 +69,7 @@ void boundary_(Tensor hidden, std::optional<Tensor> residual, Tensor state, Tens
     params.residual = residual->data_ptr(), params.residual_stride = residual->stride(0);
   }
   params.state = state.data_ptr(), params.state_stride = state.stride(0);
+  params.num_tokens = hidden.size(0), params.adapter_slots = integers_of(adapter_slots);
   params.token_order = integers_of(token_order), params.num_order = token_order.size(0);
   params.slot_starts = integers_of(slot_starts);
   params.tiles = integers_of(tiles), params.num_tiles = num_tiles;
@@ -102,8 +103,8 @@ STABLE_TORCH_LIBRARY(shadow_cuda, m) {
       "has_boundary(int data_type, int hidden_size, int gate_size, int rank, int device) "
       "-> bool");
   m.def(
-      "boundary_(Tensor(a!) hidden, Tensor? residual, Tensor(b!) state, Tensor token_order, "
-      "Tensor slot_starts, Tensor tiles, Tensor flags, Tensor scale, Tensor norm_weight, "
+      "boundary_(Tensor(a!) hidden, Tensor? residual, Tensor(b!) state, Tensor adapter_slots, "
+      "Tensor token_order, Tensor slot_starts, Tensor tiles, Tensor flags, Tensor scale, Tensor norm_weight, "
       "Tensor norm_bias, Tensor update_in, Tensor update_in_bias, Tensor update_out, "
       "Tensor update_out_bias, Tensor down, Tensor up, int num_tiles) -> ()");
 }

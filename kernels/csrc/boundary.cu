@@ -4,8 +4,10 @@
 #include <map>
 #include <mutex>
 #include <tuple>
+#include <type_traits>
 
 #include "shadow/boundary.cuh"
+#include "shadow/boundary_token.cuh"
 
 namespace shadow {
 namespace {
@@ -15,13 +17,14 @@ constexpr int kClusterBlocks = 8;       // the most that every device with clust
 constexpr int kLargeClusterBlocks = 16; // where weights do not fit otherwise
 constexpr int kPartWarps = 4;
 constexpr int kMaxGates = 16, kMaxRank = 64;
+constexpr int kMaxTokens = 64;          // more than that have a cluster each no longer
 constexpr int kUnitWaves = 2;           // more units than that share what a cluster has loaded
 
 using Kernel = void (*)(BoundaryParams);
 
 // What a shape needs to run: its kernels and its sizes.
 struct Instance {
-  Kernel fused, unit, reduce, update, inject;
+  Kernel fused, unit, token, reduce, update, inject;
   int num_items, num_projected;
   int (*bytes)(int num_warps, int num_blocks, bool is_fused);
   int (*unit_bytes)(int num_warps, int num_blocks);
@@ -35,10 +38,19 @@ Kernel unit_kernel_of() {
 }
 
 template <typename T, int kGateTiles, int kRankTiles>
+Kernel token_kernel_of() {
+  if constexpr (std::is_same_v<T, __nv_bfloat16> && kGateTiles == 1 && kRankTiles == 1) {
+    return boundary_token_kernel;
+  }
+  return nullptr;
+}
+
+template <typename T, int kGateTiles, int kRankTiles>
 Instance instance_of() {
   using S = Shape<kGateTiles, kRankTiles>;
   return {boundary_fused_kernel<T, kGateTiles, kRankTiles>,
           unit_kernel_of<T, kGateTiles, kRankTiles>(),
+          token_kernel_of<T, kGateTiles, kRankTiles>(),
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kReduce>,
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kUpdate>,
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kInject>,
@@ -142,6 +154,9 @@ BoundaryPlan plan_fused(const Instance& instance, int num_slices, int num_blocks
   plan.unit_bytes = instance.unit_bytes(plan.num_warps, num_blocks);
   if (plan.unit_bytes == 0 || plan.unit_bytes > most) return plan;
   plan.resident_units = count_resident(instance.unit, plan, plan.unit_bytes);
+  if (instance.token == nullptr || plan.num_warps > kTokenWarps) return plan;
+  plan.token_bytes = token_shared_bytes(plan.num_warps, num_blocks);
+  plan.resident_tokens = count_resident(instance.token, plan, plan.token_bytes);
   return plan;
 }
 
@@ -163,16 +178,23 @@ cudaError_t launch_fused(const Instance& instance, BoundaryParams& params, const
                          cudaStream_t stream) {
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = cluster_config(plan, attributes);
-  const int resident = plan.resident_clusters, num_units = 2 * params.num_tiles;
-  const bool is_unit = num_units <= kUnitWaves * plan.resident_units;
-  params.num_clusters = is_unit                             ? num_units
-                        : params.num_tiles <= 2 * resident ? params.num_tiles
-                                                           : resident;
-  config.gridDim = dim3(params.num_clusters * plan.num_blocks);
-  config.dynamicSmemBytes = is_unit ? plan.unit_bytes : plan.shared_bytes;
   config.stream = stream;
   config.numAttrs = is_capturing(stream) ? 2 : 1;
-  return cudaLaunchKernelEx(&config, is_unit ? instance.unit : instance.fused, params);
+  const int num_units = 2 * params.num_tiles;
+  Kernel kernel = instance.fused;
+  if (plan.resident_tokens > 0 && params.num_tokens <= kMaxTokens) {
+    kernel = instance.token;
+    params.num_clusters = params.num_tokens, config.dynamicSmemBytes = plan.token_bytes;
+  } else if (num_units <= kUnitWaves * plan.resident_units) {
+    kernel = instance.unit;
+    params.num_clusters = num_units, config.dynamicSmemBytes = plan.unit_bytes;
+  } else {
+    const int resident = plan.resident_clusters;
+    params.num_clusters = params.num_tiles <= 2 * resident ? params.num_tiles : resident;
+    config.dynamicSmemBytes = plan.shared_bytes;
+  }
+  config.gridDim = dim3(params.num_clusters * plan.num_blocks);
+  return cudaLaunchKernelEx(&config, kernel, params);
 }
 
 cudaError_t launch_parts(const Instance& instance, BoundaryParams& params, const BoundaryPlan& plan,

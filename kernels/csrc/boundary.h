@@ -19,6 +19,8 @@ struct BoundaryPlan {
   int resident_clusters;         // that run at the same time
   int unit_bytes;                // shared memory of a block of the kernel that takes one unit a cluster
   int resident_units;            // clusters of it that run at the same time; 0: there is none
+  int token_bytes;               // the same of the kernel that takes one token a cluster
+  int resident_tokens;
 };
 
 // Depends on the sizes and the device alone, so a token's sums run in the same order alone and in any batch.

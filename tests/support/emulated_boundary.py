@@ -7,6 +7,7 @@ import shutil
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, get_args
 
 import torch
 
@@ -17,6 +18,9 @@ from shadow_kernels.testing import BoundaryCase, assert_guards_intact, guarded
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 _DATA_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 _SLICE_COLUMNS = 64
+
+Kernel = Literal["range", "unit", "token"]
+_KERNELS: tuple[Kernel, ...] = get_args(Kernel)  # in the order of run_boundary.cpp
 
 
 class _Stack(ctypes.Structure):
@@ -43,12 +47,12 @@ class _Params(ctypes.Structure):
         *((f"{name}_stride", ctypes.c_int64) for name in ("hidden", "residual", "state")),
         *(
             (name, ctypes.c_void_p)
-            for name in ("token_order", "slot_starts", "tiles", "flags", "scale")
+            for name in ("adapter_slots", "token_order", "slot_starts", "tiles", "flags", "scale")
         ),
         *((name, _Stack) for name in _STACKS),
         *((name, ctypes.c_void_p) for name in ("reduced", "projected")),
-        *((name, ctypes.c_int) for name in ("num_order", "num_slots", "num_tiles", "hidden_size")),
-        *((name, ctypes.c_int) for name in ("gate_size", "rank", "num_blocks", "num_clusters")),
+        *((name, ctypes.c_int) for name in ("num_tokens", "num_order", "num_slots", "num_tiles")),
+        *((name, ctypes.c_int) for name in ("hidden_size", "gate_size", "rank", "num_blocks", "num_clusters")),
     )
 
 
@@ -58,33 +62,33 @@ class Cut:
 
     Attributes:
         num_blocks: blocks of a cluster.
-        is_unit: the kernel that takes one unit a cluster; otherwise the one that takes a range of tiles.
-        num_clusters: of the latter.
+        kernel: which one: a cluster takes a "range" of tiles, one "unit" or one "token".
+        num_clusters: of the "range" kernel.
         seed: of the order in which threads and copies get on.
     """
 
     num_blocks: int
-    is_unit: bool
+    kernel: Kernel
     num_clusters: int = 1
     seed: int = 0
 
 
 def compile_emulator(
-    folder: Path, sources: Path | None = None, *, is_unit_only: bool = False
+    folder: Path, sources: Path | None = None, *, only: Kernel | None = None
 ) -> ctypes.CDLL:
     """Compile kernels and emulator and load them.
 
     Args:
         folder: where the library is written.
         sources: another folder than the package's `kernels/csrc`.
-        is_unit_only: the unit kernel of bf16 and up to 8 gates alone, which compiles several times as fast.
+        only: this kernel ("unit" or "token") for bf16 and up to 8 gates alone, which compiles several times as fast.
     """
     compiler = shutil.which("g++")
     if compiler is None:
         raise RuntimeError("no g++; install Debian's build-essential")
     output = folder / "libemulated.so"
     command = [
-        compiler, "-std=c++20", "-O1", "-shared", "-fPIC", *(["-DUNIT_ONLY"] if is_unit_only else []),
+        compiler, "-std=c++20", "-O1", "-shared", "-fPIC", *([f"-DONLY={_KERNELS.index(only)}"] if only else []),
         "-include", str(EMULATOR / "emulator.h"),
         f"-I{EMULATOR}", f"-I{(sources or find_sources()) / 'include'}",
         str(EMULATOR / "run_boundary.cpp"), "-o", str(output),
@@ -111,8 +115,8 @@ def run_emulated(
     ended = library.run_boundary(
         ctypes.byref(params),
         _DATA_TYPES.index(hidden.dtype),
+        _KERNELS.index(cut.kernel),
         -(-num_slices // cut.num_blocks),
-        cut.is_unit,
         cut.num_clusters,
         cut.seed,
     )
@@ -134,6 +138,7 @@ def _params_of(case: BoundaryCase, hidden: torch.Tensor, state: torch.Tensor, cu
         hidden_stride=hidden.stride(0),
         residual_stride=0 if case.residual is None else case.residual.stride(0),
         state_stride=state.stride(0),
+        num_tokens=len(hidden),
         num_order=len(grouping.token_order),
         num_slots=len(weights.flags),
         num_tiles=max_tiles(len(hidden), len(weights.flags)),
@@ -142,7 +147,7 @@ def _params_of(case: BoundaryCase, hidden: torch.Tensor, state: torch.Tensor, cu
         rank=weights.down.shape[1],
         num_blocks=cut.num_blocks,
     )
-    for name in ("token_order", "slot_starts", "tiles"):
+    for name in ("adapter_slots", "token_order", "slot_starts", "tiles"):
         setattr(params, name, getattr(grouping, name).data_ptr())
     for name in ("flags", "scale"):
         setattr(params, name, getattr(weights, name).data_ptr())

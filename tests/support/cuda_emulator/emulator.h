@@ -258,8 +258,32 @@ inline float __shfl_xor_sync(unsigned, float x, int mask) {
   return __uint_as_float(emulator::exchange({__float_as_uint(x)})[emulator::lane() ^ mask][0]);
 }
 
+inline uint32_t __shfl_sync(unsigned, uint32_t word, int from) {
+  return emulator::exchange({word})[from][0];
+}
+
 inline int __shfl_sync(unsigned, int x, int from) {
-  return static_cast<int>(emulator::exchange({static_cast<uint32_t>(x)})[from][0]);
+  return static_cast<int>(__shfl_sync(0, static_cast<uint32_t>(x), from));
+}
+
+inline float __shfl_sync(unsigned, float x, int from) {
+  return __uint_as_float(__shfl_sync(0, __float_as_uint(x), from));
+}
+
+inline int __reduce_max_sync(unsigned, int x) {
+  const auto words = emulator::exchange({static_cast<uint32_t>(x)});
+  int most = x;
+  for (int lane = 0; lane < emulator::kLanes; ++lane) {
+    most = static_cast<int>(words[lane][0]) > most ? static_cast<int>(words[lane][0]) : most;
+  }
+  return most;
+}
+
+inline int __reduce_or_sync(unsigned, int x) {
+  const auto words = emulator::exchange({static_cast<uint32_t>(x)});
+  uint32_t all = 0;
+  for (int lane = 0; lane < emulator::kLanes; ++lane) all |= words[lane][0];
+  return static_cast<int>(all);
 }
 
 inline unsigned __ballot_sync(unsigned, bool is_true) {

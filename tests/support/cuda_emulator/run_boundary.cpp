@@ -1,50 +1,71 @@
-// One call of the boundary's cluster kernels under emulator.h, for ctypes. UNIT_ONLY: of the unit kernel of bf16 and up to
-// 8 gates, which compiles fast.
+// One call of the boundary's cluster kernels under emulator.h, for ctypes. ONLY=1 or 2: of that kernel for bf16 and up to
+// 8 gates alone, which compiles fast.
 #include "shadow/boundary.cuh"
+#include "shadow/boundary_token.cuh"
 
 namespace {
 
+enum KernelIndex { kRange, kUnit, kToken };
+
+bool run_token(shadow::BoundaryParams params, int num_warps, uint32_t seed) {
+  const int bytes = shadow::token_shared_bytes(num_warps, params.num_blocks);
+  auto kernel = [&] { shadow::boundary_token_kernel(params); };
+  return emulator::launch(kernel, params.num_tokens, params.num_blocks, num_warps, bytes, seed);
+}
+
 template <typename T, int kGateTiles>
-bool run(shadow::BoundaryParams params, int num_warps, bool is_unit, int num_clusters, uint32_t seed) {
+bool run_unit(shadow::BoundaryParams params, int num_warps, uint32_t seed) {
   using S = shadow::Shape<kGateTiles, 1>;
-  const int bytes = is_unit ? shadow::unit_shared_bytes<T, S>(num_warps, params.num_blocks)
-                            : shadow::shared_bytes<T, S>(num_warps, params.num_blocks, true);
+  const int bytes = shadow::unit_shared_bytes<T, S>(num_warps, params.num_blocks);
   if (bytes == 0) return false;
-  params.num_clusters = is_unit ? 2 * params.num_tiles : num_clusters;
-  auto kernel = [&] {
-#ifdef UNIT_ONLY
-    shadow::boundary_unit_kernel<T, kGateTiles, 1>(params);
-#else
-    is_unit ? shadow::boundary_unit_kernel<T, kGateTiles, 1>(params)
-            : shadow::boundary_fused_kernel<T, kGateTiles, 1>(params);
-#endif
-  };
+  params.num_clusters = 2 * params.num_tiles;
+  auto kernel = [&] { shadow::boundary_unit_kernel<T, kGateTiles, 1>(params); };
   return emulator::launch(kernel, params.num_clusters, params.num_blocks, num_warps, bytes, seed);
 }
 
-template <typename T>
-bool run(const shadow::BoundaryParams& params, int num_warps, bool is_unit, int num_clusters,
-         uint32_t seed) {
-#ifndef UNIT_ONLY
-  if (params.gate_size > 8) return run<T, 2>(params, num_warps, is_unit, num_clusters, seed);
-#endif
-  return run<T, 1>(params, num_warps, is_unit, num_clusters, seed);
+#ifndef ONLY
+template <typename T, int kGateTiles>
+bool run_range(shadow::BoundaryParams params, int num_warps, int num_clusters, uint32_t seed) {
+  using S = shadow::Shape<kGateTiles, 1>;
+  const int bytes = shadow::shared_bytes<T, S>(num_warps, params.num_blocks, true);
+  params.num_clusters = num_clusters;
+  auto kernel = [&] { shadow::boundary_fused_kernel<T, kGateTiles, 1>(params); };
+  return emulator::launch(kernel, num_clusters, params.num_blocks, num_warps, bytes, seed);
 }
+
+template <typename T, int kGateTiles>
+bool run(const shadow::BoundaryParams& params, int kernel, int num_warps, int num_clusters,
+         uint32_t seed) {
+  return kernel == kUnit ? run_unit<T, kGateTiles>(params, num_warps, seed)
+                         : run_range<T, kGateTiles>(params, num_warps, num_clusters, seed);
+}
+
+template <typename T>
+bool run(const shadow::BoundaryParams& params, int kernel, int num_warps, int num_clusters,
+         uint32_t seed) {
+  return params.gate_size > 8 ? run<T, 2>(params, kernel, num_warps, num_clusters, seed)
+                              : run<T, 1>(params, kernel, num_warps, num_clusters, seed);
+}
+#endif
 
 }  // namespace
 
 // Returns whether it ran to its end: no deadlock, nothing on its way to a block that has ended.
-extern "C" bool run_boundary(const shadow::BoundaryParams* params, int data_type, int num_warps,
-                             bool is_unit, int num_clusters, uint32_t seed) {
+extern "C" bool run_boundary(const shadow::BoundaryParams* params, int data_type, int kernel,
+                             int num_warps, int num_clusters, uint32_t seed) {
+#if defined(ONLY) && ONLY == 1
+  return run_unit<__nv_bfloat16, 1>(*params, num_warps, seed);
+#elif defined(ONLY)
+  return run_token(*params, num_warps, seed);
+#else
+  if (kernel == kToken) return run_token(*params, num_warps, seed);
   switch (data_type) {
     case 0:
-      return run<__nv_bfloat16>(*params, num_warps, is_unit, num_clusters, seed);
-#ifndef UNIT_ONLY
+      return run<__nv_bfloat16>(*params, kernel, num_warps, num_clusters, seed);
     case 1:
-      return run<__half>(*params, num_warps, is_unit, num_clusters, seed);
-    case 2:
-      return run<float>(*params, num_warps, is_unit, num_clusters, seed);
-#endif
+      return run<__half>(*params, kernel, num_warps, num_clusters, seed);
+    default:
+      return run<float>(*params, kernel, num_warps, num_clusters, seed);
   }
-  return false;
+#endif
 }

@@ -18,7 +18,8 @@ struct BoundaryParams {
   const void* residual;    // (T, D) or null
   void* state;             // (>= T, D)
   int64_t hidden_stride, residual_stride, state_stride;
-  const int* token_order;  // as in segments.py
+  const int* adapter_slots;  // as in segments.py
+  const int* token_order;
   const int* slot_starts;
   const int* tiles;        // (num_tiles, 2), on 8 bytes
   const int* flags;        // (A,)
@@ -26,6 +27,7 @@ struct BoundaryParams {
   Stack norm_weight, norm_bias, update_in, update_in_bias, update_out, update_out_bias, down, up;
   float* reduced;          // (2 tiles, blocks, kItems): scratch of the separate kernels
   float* projected;        // (2 tiles, blocks, kProjected)
+  int num_tokens;          // T
   int num_order;           // length of token_order
   int num_slots, num_tiles, hidden_size, gate_size, rank;
   int num_blocks;          // blocks that share a tile

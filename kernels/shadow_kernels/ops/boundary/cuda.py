@@ -40,7 +40,7 @@ def boundary_(
 ) -> None:
     """Run the operator; arguments as in `shadow_kernels.boundary_`, already checked. Mutates hidden and state."""
     num_tiles = max_tiles(len(hidden), len(grouping.slot_starts) - 1)
-    torch.ops.shadow_cuda.boundary_(hidden, residual, state, *grouping[1:4], *weights, num_tiles)
+    torch.ops.shadow_cuda.boundary_(hidden, residual, state, *grouping[:4], *weights, num_tiles)
 
 
 def _sizes(

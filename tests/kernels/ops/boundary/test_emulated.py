@@ -11,6 +11,7 @@ from emulated_boundary import Cut, compile_emulator, run_emulated
 from shadow_kernels.build import find_sources
 from shadow_kernels.testing import (
     MIXED_FLAGS,
+    PAPER_FLAGS,
     POPULARITIES,
     TOLERANCE,
     assert_same_bits,
@@ -19,7 +20,8 @@ from shadow_kernels.testing import (
 )
 
 NUM_SLOTS = 7
-KERNELS = {"unit": True, "range": False}
+KERNELS = ("range", "unit", "token")
+TOKEN_SIZES = [(512, 8, 16, 2), (328, 5, 9, 2), (1024, 3, 16, 4), (200, 8, 1, 1), (2560, 8, 7, 8)]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +38,15 @@ def check(library, case, cut):
     case.assert_correct(run_emulated(library, case, cut), case.expected())
 
 
-@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize(("hidden_size", "gate_size", "rank", "num_blocks"), TOKEN_SIZES)
+@pytest.mark.parametrize("flags", [MIXED_FLAGS, [PAPER_FLAGS]], ids=["mixed", "paper"])
+def test_the_token_kernel_takes_every_size(library, hidden_size, gate_size, rank, num_blocks, flags):
+    slots = popularity_slots("uniform", 10, NUM_SLOTS, seed=1)
+    case = make_case(slots, hidden_size=hidden_size, gate_size=gate_size, rank=rank, flags=flags)
+    check(library, case, Cut(num_blocks, "token"))
+
+
+@pytest.mark.parametrize("kernel", ["range", "unit"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
     ("hidden_size", "gate_size", "rank", "num_blocks"),
@@ -47,29 +57,30 @@ def test_every_dtype_and_size(library, kernel, dtype, hidden_size, gate_size, ra
     case = make_case(
         slots, hidden_size=hidden_size, gate_size=gate_size, rank=rank, dtype=dtype, flags=MIXED_FLAGS
     )  # fmt: skip
-    check(library, case, Cut(num_blocks, KERNELS[kernel], num_clusters=2))
+    check(library, case, Cut(num_blocks, kernel, num_clusters=2))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("popularity", POPULARITIES)
 def test_each_token_meets_its_own_adapter(library, kernel, popularity):
     case = make_case(popularity_slots(popularity, 35, NUM_SLOTS, seed=1), has_residual=False)
-    check(library, case, Cut(2, KERNELS[kernel], num_clusters=3))
+    check(library, case, Cut(2, kernel, num_clusters=3))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 15, 16, 17, 33])
 def test_units_that_a_slot_fills_exactly_or_by_one_more(library, kernel, num_tokens):
     slots = np.repeat(np.array([3, 0], np.int32), num_tokens)
-    check(library, make_case(slots), Cut(2, KERNELS[kernel], num_clusters=1))
+    check(library, make_case(slots), Cut(2, kernel, num_clusters=1))
 
 
-def test_a_row_has_the_same_bits_alone_in_any_batch_and_under_any_timing(library):
+@pytest.mark.parametrize("others", [("range", "unit"), ("token",)], ids=["tiles", "token"])
+def test_a_row_has_the_same_bits_alone_in_any_batch_and_under_any_timing(library, others):
     slots = popularity_slots("uniform", 40, NUM_SLOTS, seed=3)
     whole = make_case(slots)
-    expected = run_emulated(library, whole, Cut(2, is_unit=False, num_clusters=2))
-    for is_unit, seed in itertools.product((True, False), range(1, 4)):
-        results = run_emulated(library, whole, Cut(2, is_unit, num_clusters=1 + seed, seed=seed))
+    expected = run_emulated(library, whole, Cut(2, others[0], num_clusters=2))
+    for kernel, seed in itertools.product(others, range(1, 4)):
+        results = run_emulated(library, whole, Cut(2, kernel, num_clusters=1 + seed, seed=seed))
         for result, first in zip(results, expected, strict=True):
             assert_same_bits(result, first, "a row")
     token = int(np.flatnonzero(slots == 0)[-1])
@@ -78,7 +89,7 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_and_under_any_timing(library
     alone.residual.copy_(whole.residual[token : token + 1])
     alone.state[:1].copy_(whole.state[token : token + 1])
     alone = alone.with_weights(**whole.weights._asdict())
-    hidden, state = run_emulated(library, alone, Cut(2, is_unit=True))
+    hidden, state = run_emulated(library, alone, Cut(2, others[-1]))
     assert_same_bits(hidden, expected[0][token : token + 1], "a row of hidden")
     assert_same_bits(state[:1], expected[1][token : token + 1], "a row of state")
 
@@ -115,23 +126,55 @@ SABOTAGE = {
 }
 
 
-def first_failure(library, case):
+TOKEN_SABOTAGE = {
+    "nobody waits for the first sums": ("wait_barrier(&work.barriers[0], 0);", ""),
+    "nobody waits for the second sums": ("wait_barrier(&work.barriers[1], 0);", ""),
+    "blocks start before the others are ready": (
+        "wait_for_cluster();  // all blocks have started, their barriers are ready",
+        "",
+    ),
+    "warps add up before all have finished": ("= {};\n    __syncthreads();", "= {};"),
+    "barriers are used before they are ready": ("__syncthreads();\n    arrive_at", "arrive_at"),
+    "the last slice dropped": ("w < num_warps; ++w", "w < num_warps - 1; ++w"),
+    "the last block dropped": ("b < p.num_blocks; ++b", "b < p.num_blocks - 1; ++b"),
+    "the small parts dropped": ("contract(down, parts[0], parts[1]", "contract(down, parts[0], 0"),
+    "the upper octets dropped": ("row / 4 == part", "row / 4 == part && !part"),
+    "a half's useless results": ("sums[half][0] + sums[half][3]", "sums[half][1] + sums[half][2]"),
+    "two branches exchanged": ("row % 2 * kTokenGates", "(1 - row % 2) * kTokenGates"),
+    "two columns exchanged": ("first, second, 0x5410", "first, second, 0x7632"),
+    "a neighbour's columns": ("4 * (row / 4) + row % 2", "4 * (row / 4) + (row + 1) % 2"),
+    "another token's slot": ("p.adapter_slots[token]", "p.adapter_slots[token ? token - 1 : 0]"),
+    "alpha ignored": ("total *= scale;", ""),
+}
+
+
+def first_failure(library, case, kernel):
     """Run under several timings; raise what the first wrong one raises."""
     for seed in range(8):
-        check(library, case, Cut(2, is_unit=True, seed=seed))
+        check(library, case, Cut(2, kernel, seed=seed))
+
+
+def is_seen(tmp_path, kernel, header, right, wrong):
+    """Compile the sources with one place changed and expect a failure."""
+    sources = tmp_path / "csrc"
+    shutil.copytree(find_sources(), sources)
+    path = sources / "include/shadow" / header
+    text = path.read_text()
+    assert right in text
+    path.write_text(text.replace(right, wrong))
+    library = compile_emulator(tmp_path, sources, only=kernel)
+    case = make_case(popularity_slots("skewed", 40, NUM_SLOTS, seed=1))
+    with pytest.raises(AssertionError):
+        first_failure(library, case, kernel)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("sabotage", SABOTAGE)
 def test_sabotage_of_the_unit_kernel_is_seen(tmp_path, sabotage):
-    sources = tmp_path / "csrc"
-    shutil.copytree(find_sources(), sources)
-    header = sources / "include/shadow/boundary.cuh"
-    right, wrong = SABOTAGE[sabotage]
-    text = header.read_text()
-    assert right in text
-    header.write_text(text.replace(right, wrong))
-    library = compile_emulator(tmp_path, sources, is_unit_only=True)
-    case = make_case(popularity_slots("skewed", 40, NUM_SLOTS, seed=1))
-    with pytest.raises(AssertionError):
-        first_failure(library, case)
+    is_seen(tmp_path, "unit", "boundary.cuh", *SABOTAGE[sabotage])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", TOKEN_SABOTAGE)
+def test_sabotage_of_the_token_kernel_is_seen(tmp_path, sabotage):
+    is_seen(tmp_path, "token", "boundary_token.cuh", *TOKEN_SABOTAGE[sabotage])

@@ -9,6 +9,10 @@ inline emulator::Barrier& barrier_at(void* place) {
 
 inline void prefetch(const void*) {}
 
+inline uint4 read_once(const void* place, bool is_used) {
+  return is_used ? *static_cast<const uint4*>(place) : uint4{0, 0, 0, 0};
+}
+
 inline void init_barrier(uint64_t* place, int num_arrivals) {
   barrier_at(place) = {num_arrivals, num_arrivals, 0, 0};
 }
@@ -45,6 +49,11 @@ inline void arrive_at_cluster() { ++emulator::current->block->cluster->num_start
 inline void wait_for_cluster() {
   const emulator::Cluster& cluster = *emulator::current->block->cluster;
   while (cluster.num_started < static_cast<int>(cluster.threads.size())) emulator::give_way();
+}
+
+inline int rank_in_cluster() { return emulator::current->block->rank; }
+inline int cluster_index() {
+  return blockIdx.x / static_cast<int>(emulator::current->block->cluster->blocks.size());
 }
 
 // A block's number in the cluster above its shared memory's offset.
