@@ -207,12 +207,15 @@ def main() -> int:
     parser.add_argument("--output", type=Path, help="write all rows as one JSON document")
     parser.add_argument("--backends", nargs="+", default=["triton", "cuda"])
     parser.add_argument("--commit", default="unknown", help="what is measured")
+    parser.add_argument("--tokens", nargs="+", type=int, help="only shapes of these many tokens")
     parser.add_argument("--quick", action="store_true", help="the shapes of Qwen3-8B only")
     options = parser.parse_args()
     facts = environment(options.commit)
     print(json.dumps(facts), flush=True)
     rows = []
     for shape in SHAPES[:NUM_MAIN_SHAPES] if options.quick else SHAPES:
+        if options.tokens and shape.num_tokens not in options.tokens:
+            continue
         rows.append(row_of(shape, options.backends, facts["copy_gb_per_second"] * 1e3))  # type: ignore[operator]
         print(json.dumps(rows[-1]), flush=True)
     if options.output:

@@ -1,6 +1,8 @@
 // Launches the boundary kernels: picks the instantiation, the cut over blocks and the launch attributes.
 #include "boundary.h"
 
+#include <algorithm>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <tuple>
@@ -18,13 +20,15 @@ constexpr int kLargeClusterBlocks = 16; // where weights do not fit otherwise
 constexpr int kPartWarps = 4;
 constexpr int kMaxGates = 16, kMaxRank = 64;
 constexpr int kMaxTokens = 64;          // more than that have a cluster each no longer
+constexpr int kFewTokens = 8;           // so many have a large cluster each, whose blocks read less
+constexpr int kTokenWarps = 8, kFewTokensWarps = 4;
 constexpr int kUnitWaves = 2;           // more units than that share what a cluster has loaded
 
 using Kernel = void (*)(BoundaryParams);
 
 // What a shape needs to run: its kernels and its sizes.
 struct Instance {
-  Kernel fused, unit, token, reduce, update, inject;
+  Kernel fused, unit, token, few_tokens, reduce, update, inject;
   int num_items, num_projected;
   int (*bytes)(int num_warps, int num_blocks, bool is_fused);
   int (*unit_bytes)(int num_warps, int num_blocks);
@@ -37,10 +41,10 @@ Kernel unit_kernel_of() {
   return nullptr;
 }
 
-template <typename T, int kGateTiles, int kRankTiles>
+template <typename T, int kGateTiles, int kRankTiles, int kWarps, int kBlocks>
 Kernel token_kernel_of() {
   if constexpr (std::is_same_v<T, __nv_bfloat16> && kGateTiles == 1 && kRankTiles == 1) {
-    return boundary_token_kernel;
+    return boundary_token_kernel<kWarps, kBlocks>;
   }
   return nullptr;
 }
@@ -50,7 +54,8 @@ Instance instance_of() {
   using S = Shape<kGateTiles, kRankTiles>;
   return {boundary_fused_kernel<T, kGateTiles, kRankTiles>,
           unit_kernel_of<T, kGateTiles, kRankTiles>(),
-          token_kernel_of<T, kGateTiles, kRankTiles>(),
+          token_kernel_of<T, kGateTiles, kRankTiles, kTokenWarps, kClusterBlocks>(),
+          token_kernel_of<T, kGateTiles, kRankTiles, kFewTokensWarps, kLargeClusterBlocks>(),
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kReduce>,
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kUpdate>,
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kInject>,
@@ -112,26 +117,27 @@ cudaError_t allow_shared_memory(Kernel kernel, int bytes, bool is_fused) {
 }
 
 // Everything of a cluster launch but its size; `attributes` is storage for two.
-cudaLaunchConfig_t cluster_config(const BoundaryPlan& plan, cudaLaunchAttribute* attributes) {
+cudaLaunchConfig_t cluster_config(int num_blocks, int num_warps, int shared_bytes,
+                                  cudaLaunchAttribute* attributes) {
   attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim.x = plan.num_blocks;
+  attributes[0].val.clusterDim.x = num_blocks;
   attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
   attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
   attributes[1].val.programmaticStreamSerializationAllowed = 1;
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(plan.num_blocks);
-  config.blockDim = dim3(32 * plan.num_warps);
+  config.gridDim = dim3(num_blocks);
+  config.blockDim = dim3(32 * num_warps);
+  config.dynamicSmemBytes = shared_bytes;
   config.attrs = attributes;
   config.numAttrs = 1;
   return config;
 }
 
 // Returns how many clusters of a kernel run at the same time, 0 where it does not fit the device.
-int count_resident(Kernel kernel, const BoundaryPlan& plan, int bytes) {
+int count_resident(Kernel kernel, int num_blocks, int num_warps, int bytes) {
   if (allow_shared_memory(kernel, bytes, true) != cudaSuccess) return 0;
   cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config = cluster_config(plan, attributes);
-  config.dynamicSmemBytes = bytes;
+  const cudaLaunchConfig_t config = cluster_config(num_blocks, num_warps, bytes, attributes);
   int count = 0;
   if (cudaOccupancyMaxActiveClusters(&count, kernel, &config)) {
     cudaGetLastError();
@@ -149,19 +155,32 @@ BoundaryPlan plan_fused(const Instance& instance, int num_slices, int num_blocks
   plan.shared_bytes = instance.bytes(plan.num_warps, num_blocks, true);
   const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (plan.num_warps > kMaxWarps || plan.shared_bytes > most) return plan;
-  plan.resident_clusters = count_resident(instance.fused, plan, plan.shared_bytes);
+  plan.resident_clusters = count_resident(instance.fused, num_blocks, plan.num_warps, plan.shared_bytes);
   if (instance.unit == nullptr || plan.num_warps > kUnitWarps) return plan;
   plan.unit_bytes = instance.unit_bytes(plan.num_warps, num_blocks);
   if (plan.unit_bytes == 0 || plan.unit_bytes > most) return plan;
-  plan.resident_units = count_resident(instance.unit, plan, plan.unit_bytes);
-  if (instance.token == nullptr || plan.num_warps > kTokenWarps) return plan;
-  plan.token_bytes = token_shared_bytes(plan.num_warps, num_blocks);
-  plan.resident_tokens = count_resident(instance.token, plan, plan.token_bytes);
+  plan.resident_units = count_resident(instance.unit, num_blocks, plan.num_warps, plan.unit_bytes);
+  return plan;
+}
+
+TokenPlan plan_tokens(Kernel kernel, int num_slices, int num_blocks, int max_warps) {
+  TokenPlan plan = {};
+  if (kernel == nullptr) return plan;
+  plan.num_warps = divide_up(num_slices, num_blocks), plan.num_blocks = num_blocks;
+  if (plan.num_warps > max_warps) return plan;
+  plan.shared_bytes = token_shared_bytes(plan.num_warps, num_blocks);
+  plan.resident_clusters = count_resident(kernel, num_blocks, plan.num_warps, plan.shared_bytes);
   return plan;
 }
 
 BoundaryPlan choose_fused(const Instance& instance, int num_slices, int device) {
-  const BoundaryPlan plan = plan_fused(instance, num_slices, cluster_blocks(num_slices), device);
+  const int num_blocks = cluster_blocks(num_slices);
+  BoundaryPlan plan = plan_fused(instance, num_slices, num_blocks, device);
+  plan.tokens = plan_tokens(instance.token, num_slices, num_blocks, kTokenWarps);
+  if (num_blocks == kClusterBlocks) {
+    plan.few_tokens =
+        plan_tokens(instance.few_tokens, num_slices, kLargeClusterBlocks, kFewTokensWarps);
+  }
   if (plan.resident_clusters > 0) return plan;
   return plan_fused(instance, num_slices, kLargeClusterBlocks, device);
 }
@@ -172,29 +191,58 @@ bool is_capturing(cudaStream_t stream) {
          status == cudaStreamCaptureStatusActive;
 }
 
+// Whether the bytes of every stride fit the 32 bits that the token kernel counts them in.
+bool has_short_strides(const BoundaryParams& p) {
+  constexpr int64_t kMost = (int64_t{1} << 32) / static_cast<int64_t>(sizeof(__nv_bfloat16));
+  const int64_t strides[] = {
+      p.hidden_stride,           p.residual_stride,           p.state_stride,
+      p.norm_weight.slot_stride, p.norm_bias.slot_stride,     p.update_in.slot_stride,
+      p.update_out.slot_stride,  p.update_in_bias.slot_stride, p.update_out_bias.slot_stride,
+      p.down.slot_stride,        p.up.slot_stride};
+  return std::all_of(std::begin(strides), std::end(strides),
+                     [](int64_t stride) { return 0 <= stride && stride < kMost; });
+}
+
+// What one cluster kernel is launched with.
+struct ClusterLaunch {
+  Kernel kernel;
+  int num_clusters, num_blocks, num_warps, shared_bytes;
+};
+
+ClusterLaunch launch_of(Kernel kernel, const TokenPlan& plan, int num_tokens) {
+  return {kernel, num_tokens, plan.num_blocks, plan.num_warps, plan.shared_bytes};
+}
+
+ClusterLaunch choose_launch(const Instance& instance, const BoundaryParams& params,
+                            const BoundaryPlan& plan) {
+  const int num_tokens = params.num_tokens, num_units = 2 * params.num_tiles;
+  if (num_tokens <= kMaxTokens && has_short_strides(params)) {
+    if (num_tokens <= kFewTokens && plan.few_tokens.resident_clusters > 0) {
+      return launch_of(instance.few_tokens, plan.few_tokens, num_tokens);
+    }
+    if (plan.tokens.resident_clusters > 0) return launch_of(instance.token, plan.tokens, num_tokens);
+  }
+  if (num_units <= kUnitWaves * plan.resident_units) {
+    return {instance.unit, num_units, plan.num_blocks, plan.num_warps, plan.unit_bytes};
+  }
+  const int resident = plan.resident_clusters;
+  const int num_clusters = params.num_tiles <= 2 * resident ? params.num_tiles : resident;
+  return {instance.fused, num_clusters, plan.num_blocks, plan.num_warps, plan.shared_bytes};
+}
+
 // The kernel reads weights and tiles before the kernel in front of it has ended. Inside a graph nothing writes those;
 // outside, the kernel in front may be the copy that fills a slot, so there it waits as any other.
 cudaError_t launch_fused(const Instance& instance, BoundaryParams& params, const BoundaryPlan& plan,
                          cudaStream_t stream) {
+  const ClusterLaunch launch = choose_launch(instance, params, plan);
   cudaLaunchAttribute attributes[2];
-  cudaLaunchConfig_t config = cluster_config(plan, attributes);
+  cudaLaunchConfig_t config =
+      cluster_config(launch.num_blocks, launch.num_warps, launch.shared_bytes, attributes);
+  params.num_blocks = launch.num_blocks, params.num_clusters = launch.num_clusters;
+  config.gridDim = dim3(launch.num_clusters * launch.num_blocks);
   config.stream = stream;
   config.numAttrs = is_capturing(stream) ? 2 : 1;
-  const int num_units = 2 * params.num_tiles;
-  Kernel kernel = instance.fused;
-  if (plan.resident_tokens > 0 && params.num_tokens <= kMaxTokens) {
-    kernel = instance.token;
-    params.num_clusters = params.num_tokens, config.dynamicSmemBytes = plan.token_bytes;
-  } else if (num_units <= kUnitWaves * plan.resident_units) {
-    kernel = instance.unit;
-    params.num_clusters = num_units, config.dynamicSmemBytes = plan.unit_bytes;
-  } else {
-    const int resident = plan.resident_clusters;
-    params.num_clusters = params.num_tiles <= 2 * resident ? params.num_tiles : resident;
-    config.dynamicSmemBytes = plan.shared_bytes;
-  }
-  config.gridDim = dim3(params.num_clusters * plan.num_blocks);
-  return cudaLaunchKernelEx(&config, kernel, params);
+  return cudaLaunchKernelEx(&config, launch.kernel, params);
 }
 
 cudaError_t launch_parts(const Instance& instance, BoundaryParams& params, const BoundaryPlan& plan,

@@ -9,6 +9,12 @@ namespace shadow {
 
 enum class DataType { kBFloat16, kFloat16, kFloat32 };
 
+// How the kernel for single tokens is cut.
+struct TokenPlan {
+  int num_warps, num_blocks, shared_bytes;
+  int resident_clusters;  // 0: there is none
+};
+
 // How one call is cut.
 struct BoundaryPlan {
   bool is_supported;
@@ -19,8 +25,7 @@ struct BoundaryPlan {
   int resident_clusters;         // that run at the same time
   int unit_bytes;                // shared memory of a block of the kernel that takes one unit a cluster
   int resident_units;            // clusters of it that run at the same time; 0: there is none
-  int token_bytes;               // the same of the kernel that takes one token a cluster
-  int resident_tokens;
+  TokenPlan few_tokens, tokens;  // the same of the kernel that takes one token a cluster, for few tokens and for more
 };
 
 // Depends on the sizes and the device alone, so a token's sums run in the same order alone and in any batch.

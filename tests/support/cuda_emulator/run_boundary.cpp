@@ -9,7 +9,10 @@ enum KernelIndex { kRange, kUnit, kToken };
 
 bool run_token(shadow::BoundaryParams params, int num_warps, uint32_t seed) {
   const int bytes = shadow::token_shared_bytes(num_warps, params.num_blocks);
-  auto kernel = [&] { shadow::boundary_token_kernel(params); };
+  auto kernel = [&] {
+    params.num_blocks > 8 ? shadow::boundary_token_kernel<4, 16>(params)
+                          : shadow::boundary_token_kernel<8, 8>(params);
+  };
   return emulator::launch(kernel, params.num_tokens, params.num_blocks, num_warps, bytes, seed);
 }
 

@@ -812,8 +812,8 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
 #pragma unroll 1
     for (int half = 0; half < 2 && work.take_unit(half); ++half) {
       if (is_first) {
-        release_next_kernel();
         wait_for_previous_kernel();
+        release_next_kernel();  // not before: what comes next may read what this kernel's predecessor wrote
       }
       work.load_activations();
       if (end - first > 1 || work.tile_tokens > kUnitTokens) work.prefetch_next(half);
@@ -829,7 +829,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
       work.run_inject();
     }
   }
-  if (is_first) wait_for_previous_kernel();  // else this kernel could end before the one it follows
+  if (is_first && cluster == 0) wait_for_previous_kernel();  // else this kernel could end before it
 #endif
 }
 
@@ -842,14 +842,15 @@ __global__ void __launch_bounds__(32 * kUnitWarps, unit_blocks<T, kGateTiles>())
   const int cluster = blockIdx.x / p.num_blocks, half = cluster >= p.num_tiles;
   work.take_tile(cluster - half * p.num_tiles);
   if (work.flags == 0 || !work.has_unit(half)) {
-    wait_for_previous_kernel();  // else this kernel could end before the one it follows
+    // One block has to, else this kernel could end before that one; the others make room for those with work.
+    if (cluster == 0) wait_for_previous_kernel();
     return;
   }
   work.prepare();
   work.fetch_weights();
   work.take_unit(half);
-  release_next_kernel();
   wait_for_previous_kernel();
+  release_next_kernel();
   work.load_activations();
   work.run_reduce(true);
   wait_for_cluster();  // all blocks have started, their barriers are ready

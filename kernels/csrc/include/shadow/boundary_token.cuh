@@ -23,9 +23,7 @@
 namespace shadow {
 
 constexpr int kTokenGates = 8, kTokenRank = 16;
-constexpr int kTokenWarps = 8;   // of a block, at most
-constexpr int kTokenClusterBlocks = 8;
-constexpr int kTokenResidentBlocks = 3;  // on a multiprocessor
+constexpr int kTokenRegisterWarps = 24;  // on a multiprocessor
 
 // What a warp hands to the others: first sums, what the norm's weight and bias add to them, moments; second sums.
 struct TokenSums {
@@ -39,6 +37,8 @@ constexpr int token_shared_bytes(int num_warps, int num_blocks) {
   return kBarrierBytes + 4 * (num_warps + num_blocks) * (TokenSums::kItems + TokenSums::kProjected);
 }
 
+// kWarps and kBlocks: the most that a block and a cluster have.
+template <int kWarps, int kBlocks>
 struct TokenBoundary {
   using T = __nv_bfloat16;
   using Tile = Octet<T>[2][2];  // two rows, 16 columns of them
@@ -277,7 +277,7 @@ struct TokenBoundary {
     float totals[kParts] = {};
     __syncthreads();
 #pragma unroll
-    for (int w = 0; w < kTokenWarps; ++w) {
+    for (int w = 0; w < kWarps; ++w) {
 #pragma unroll
       for (int part = 0; part < kParts; ++part) {
         const int item = lane + 32 * part;
@@ -341,7 +341,7 @@ struct TokenBoundary {
     float low = 0.0f, high = 0.0f;
     const int count = has_norm ? TokenSums::kItems : TokenSums::kNormWeight;
 #pragma unroll
-    for (int b = 0; b < kTokenClusterBlocks; ++b) {
+    for (int b = 0; b < kBlocks; ++b) {
       const float* from = reduced + b * TokenSums::kItems;
       if (b < p.num_blocks && lane < count) low += from[lane];
       if (b < p.num_blocks && lane + 32 < count) high += from[lane + 32];
@@ -371,16 +371,16 @@ struct TokenBoundary {
     const float second = __shfl_sync(kAllLanes, unit, source + 1);
     Parts parts;
     split(first, second, parts);
-    float z[4] = {}, transform[2], gate[2];
-#pragma unroll
-    for (int part = 1; part >= 0; --part) {
-      spread(out, row % 2 ? 0 : parts[part], row % 2 ? parts[part] : 0, z);
-    }
+    float z[4] = {}, small[4] = {}, transform[2], gate[2];
+    const bool is_gate = row % 2;
+    spread(out, is_gate ? 0 : parts[0], is_gate ? parts[0] : 0, z);
+    spread(out, is_gate ? 0 : parts[1], is_gate ? parts[1] : 0, small);
     unpack_pair(biases[0], transform);
     unpack_pair(biases[1], gate);
 #pragma unroll
     for (int i = 0; i < 2; ++i) {
-      s[i] += sigmoid(gate[i] + z[2 * i + 1]) * (transform[i] + z[2 * i] - s[i]);
+      const float transformed = transform[i] + (small[2 * i] + z[2 * i]);
+      s[i] += sigmoid(gate[i] + (small[2 * i + 1] + z[2 * i + 1])) * (transformed - s[i]);
     }
     write_pair(state_row(own_column), s);
   }
@@ -396,7 +396,7 @@ struct TokenBoundary {
   __device__ void inject(const Rows& up, float scale) {
     float total = 0.0f, correction[4] = {};
 #pragma unroll
-    for (int b = 0; b < kTokenClusterBlocks; ++b) {
+    for (int b = 0; b < kBlocks; ++b) {
       const float* from = projected + b * TokenSums::kProjected;
       if (b < p.num_blocks) total += from[lane % TokenSums::kProjected];
     }
@@ -417,18 +417,20 @@ struct TokenBoundary {
   }
 };
 
-__global__ void __launch_bounds__(32 * kTokenWarps, kTokenResidentBlocks)
+template <int kWarps, int kBlocks>
+__global__ void __launch_bounds__(32 * kWarps, kTokenRegisterWarps / kWarps)
     boundary_token_kernel(const __grid_constant__ BoundaryParams p) {
 #if __CUDA_ARCH__ >= 900
-  TokenBoundary work(p, shared_memory);
+  using Work = TokenBoundary<kWarps, kBlocks>;
+  Work work(p, shared_memory);
   if (!work.take_token()) {
-    wait_for_previous_kernel();  // else this kernel could end before the one it follows
+    if (work.token == 0) wait_for_previous_kernel();  // else this kernel could end before that one
     return;
   }
   const bool has_update = work.flags & kUpdate, has_norm = has_update && (work.flags & kNorm);
   const bool has_bias = has_update && (work.flags & kBias), has_inject = work.flags & kInject;
-  TokenBoundary::Tile in, down;
-  TokenBoundary::Rows out, up;
+  typename Work::Tile in, down;
+  typename Work::Rows out, up;
   work.read_in(in);
   work.read_out(out);
   const uint32_t norm_weight = work.read_vector(p.norm_weight, 0, has_norm);
@@ -439,15 +441,15 @@ __global__ void __launch_bounds__(32 * kTokenWarps, kTokenResidentBlocks)
   const float scale = p.scale[work.slot];
   work.prefetch_projection();
   work.prepare();
-  release_next_kernel();
   wait_for_previous_kernel();
+  release_next_kernel();
   const float sample = work.read_sample();
   work.load_activations();
   if (has_update) {
     work.reduce(in, norm_weight, norm_bias, sample);
     wait_for_cluster();  // all blocks have started, their barriers are ready
     const int num_sums = has_norm ? TokenSums::kItems : TokenSums::kNormWeight;
-    work.publish<TokenSums::kItems>(work.warp_sums, work.reduced, num_sums, 0);
+    work.template publish<TokenSums::kItems>(work.warp_sums, work.reduced, num_sums, 0);
     work.read_down(down);
     wait_barrier(&work.barriers[0], 0);
     work.update(out, work.find_unit(in_bias), biases);
@@ -457,7 +459,7 @@ __global__ void __launch_bounds__(32 * kTokenWarps, kTokenResidentBlocks)
   }
   if (!has_inject) return;
   work.project(down);
-  work.publish<TokenSums::kProjected>(work.warp_projected, work.projected, TokenSums::kProjected, 1);
+  work.template publish<TokenSums::kProjected>(work.warp_projected, work.projected, TokenSums::kProjected, 1);
   work.read_up(up);
   wait_barrier(&work.barriers[1], 0);
   work.inject(up, scale);

@@ -21,7 +21,7 @@ from shadow_kernels.testing import (
 
 NUM_SLOTS = 7
 KERNELS = ("range", "unit", "token")
-TOKEN_SIZES = [(512, 8, 16, 2), (328, 5, 9, 2), (1024, 3, 16, 4), (200, 8, 1, 1), (2560, 8, 7, 8)]
+TOKEN_SIZES = [(512, 8, 16, 2), (328, 5, 9, 2), (1024, 3, 16, 4), (200, 8, 1, 1), (2560, 8, 7, 8), (1600, 8, 16, 16)]
 
 
 @pytest.fixture(scope="module")
