@@ -30,8 +30,7 @@ using Kernel = void (*)(BoundaryParams);
 struct Instance {
   Kernel fused, unit, token, few_tokens, reduce, update, inject;
   int num_items, num_projected;
-  int (*fused_bytes)(int num_warps, int num_blocks);
-  int (*part_bytes)(int num_warps, int num_blocks);
+  int (*bytes)(int num_warps, int num_blocks, bool is_fused);
   int (*unit_bytes)(int num_warps, int num_blocks);
 };
 
@@ -51,17 +50,6 @@ Kernel token_kernel_of() {
 }
 
 template <typename T, int kGateTiles, int kRankTiles>
-int fused_bytes_of(int num_warps, int num_blocks) {
-  using S = Shape<kGateTiles, kRankTiles, halves_of<T, kRankTiles, Part::kFused>()>;
-  return shared_bytes<T, S>(num_warps, num_blocks, true);
-}
-
-template <typename T, int kGateTiles, int kRankTiles>
-int part_bytes_of(int num_warps, int num_blocks) {
-  return shared_bytes<T, Shape<kGateTiles, kRankTiles>>(num_warps, num_blocks, false);
-}
-
-template <typename T, int kGateTiles, int kRankTiles>
 Instance instance_of() {
   using S = Shape<kGateTiles, kRankTiles>;
   return {boundary_fused_kernel<T, kGateTiles, kRankTiles>,
@@ -73,8 +61,7 @@ Instance instance_of() {
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kInject>,
           S::kItems,
           S::kProjected,
-          fused_bytes_of<T, kGateTiles, kRankTiles>,
-          part_bytes_of<T, kGateTiles, kRankTiles>,
+          shared_bytes<T, S>,
           unit_shared_bytes<T, S>};
 }
 
@@ -165,7 +152,7 @@ BoundaryPlan plan_fused(const Instance& instance, int num_slices, int num_blocks
   plan.is_fused = plan.is_supported = true;
   plan.num_blocks = num_blocks;
   plan.num_warps = divide_up(num_slices, num_blocks);
-  plan.shared_bytes = instance.fused_bytes(plan.num_warps, num_blocks);
+  plan.shared_bytes = instance.bytes(plan.num_warps, num_blocks, true);
   const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   if (plan.num_warps > kMaxWarps || plan.shared_bytes > most) return plan;
   plan.resident_clusters = count_resident(instance.fused, num_blocks, plan.num_warps, plan.shared_bytes);
@@ -282,7 +269,7 @@ BoundaryPlan make_plan(DataType type, int hidden_size, int gate_size, int rank, 
   BoundaryPlan plan = {};
   plan.num_warps = kPartWarps;
   plan.num_blocks = divide_up(num_slices, kPartWarps);
-  plan.shared_bytes = instance.part_bytes(plan.num_warps, plan.num_blocks);
+  plan.shared_bytes = instance.bytes(plan.num_warps, plan.num_blocks, false);
   plan.num_items = instance.num_items, plan.num_projected = instance.num_projected;
   plan.is_supported =
       plan.shared_bytes <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

@@ -2,7 +2,7 @@
 
 Runs in: GPU worker.
 
-A decode step is a few hundred kernels of a few microseconds. Where a kernel may be launched while the one in front still
+A decode step is a few hundred kernels of a few microseconds. Where one may be launched while the one in front still
 runs, its launch and its first instructions cost nothing; it waits for the other's results itself. The boundary kernels
 do that inside CUDA graphs, and inductor can generate the same into its own. Results keep their bits: nothing but the
 moment of the launch changes.

@@ -52,7 +52,10 @@ class _Params(ctypes.Structure):
         *((name, _Stack) for name in _STACKS),
         *((name, ctypes.c_void_p) for name in ("reduced", "projected")),
         *((name, ctypes.c_int) for name in ("num_tokens", "num_order", "num_slots", "num_tiles")),
-        *((name, ctypes.c_int) for name in ("hidden_size", "gate_size", "rank", "num_blocks", "num_clusters")),
+        *(
+            (name, ctypes.c_int)
+            for name in ("hidden_size", "gate_size", "rank", "num_blocks", "num_clusters")
+        ),
     )
 
 
@@ -88,7 +91,10 @@ def compile_emulator(
         raise RuntimeError("no g++; install Debian's build-essential")
     output = folder / "libemulated.so"
     command = [
-        compiler, "-std=c++20", "-O1", "-shared", "-fPIC", *([f"-DONLY={_KERNELS.index(only)}"] if only else []),
+        compiler, "-std=c++20", "-O1", "-shared", "-fPIC",
+        # a wide access beside its alignment faults on the device, and here too
+        "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error",
+        *([f"-DONLY={_KERNELS.index(only)}"] if only else []),
         "-include", str(EMULATOR / "emulator.h"),
         f"-I{EMULATOR}", f"-I{(sources or find_sources()) / 'include'}",
         str(EMULATOR / "run_boundary.cpp"), "-o", str(output),

@@ -29,7 +29,7 @@ bool run_unit(shadow::BoundaryParams params, int num_warps, uint32_t seed) {
 #ifndef ONLY
 template <typename T, int kGateTiles>
 bool run_range(shadow::BoundaryParams params, int num_warps, int num_clusters, uint32_t seed) {
-  using S = shadow::Shape<kGateTiles, 1, shadow::halves_of<T, 1, shadow::Part::kFused>()>;
+  using S = shadow::Shape<kGateTiles, 1>;
   const int bytes = shadow::shared_bytes<T, S>(num_warps, params.num_blocks, true);
   params.num_clusters = num_clusters;
   auto kernel = [&] { shadow::boundary_fused_kernel<T, kGateTiles, 1>(params); };

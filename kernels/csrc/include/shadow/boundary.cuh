@@ -46,17 +46,9 @@ constexpr unsigned kAllLanes = 0xffffffffu;
 // kFused is the cluster kernel, kUnit the same for one unit a cluster; the others are its parts.
 enum class Part { kFused, kUnit, kReduce, kUpdate, kInject };
 
-// Halves of a tile that a part takes at once: the cluster kernel for ranges of tiles takes both where the registers
-// hold them, so that half as many sums cross the cluster one after the other and weights are read once for both.
-template <typename T, int kRankTiles, Part kPart>
-constexpr int halves_of() {
-  return kPart == Part::kFused && sizeof(T) == 2 && kRankTiles == 1 ? 2 : 1;
-}
-
-// Row numbers of a block's weights and sizes of the exchanged sums of kHalves units.
-template <int kGateTiles, int kRankTiles, int kHalves = 1>
+// Row numbers of a block's weights and sizes of the exchanged sums.
+template <int kGateTiles, int kRankTiles>
 struct Shape {
-  static constexpr int kTokens = kHalves * kUnitTokens;
   static constexpr int kGates = 8 * kGateTiles;
   static constexpr int kRank = 16 * kRankTiles;
   static constexpr int kNormWeight = 0, kNormBias = 1, kOutBias = 2, kIn = 4;
@@ -66,9 +58,10 @@ struct Shape {
   static constexpr int kRows = kUp + kRank;
   static constexpr int kAffine = 4 * kGates;       // in @ norm_weight, in @ norm_bias
   static constexpr int kReduced = 2 * kGates + 2;  // of a token: x @ in of both branches, two moments
-  static constexpr int kItems = kAffine + kTokens * kReduced;
-  static constexpr int kProjected = kTokens * kRank;
+  static constexpr int kItems = kAffine + kUnitTokens * kReduced;
+  static constexpr int kProjected = kUnitTokens * kRank;
   static constexpr int kWarpSums = kItems > kProjected ? kItems : kProjected;
+  static_assert(kAffine % 4 == 0 && kItems % 4 == 0 && kProjected % 4 == 0, "sent four at a time");
 };
 
 template <typename T>
@@ -80,7 +73,7 @@ __host__ __device__ constexpr int row_bytes(int num_warps) {
 template <typename T, typename S>
 constexpr int shared_bytes(int num_warps, int num_blocks, bool is_fused) {
   const int received = is_fused ? num_blocks * (S::kItems + S::kProjected) : 0;
-  const int inner = S::kTokens * (2 * S::kGates + S::kRank);
+  const int inner = kUnitTokens * (2 * S::kGates + S::kRank);
   return kBarrierBytes + S::kRows * row_bytes<T>(num_warps) +
          4 * (num_warps * S::kWarpSums + received + inner);
 }
@@ -182,8 +175,7 @@ __device__ inline float sum_quads(float x) {
 // One thread's view of the work on its block's units.
 template <typename T, int kGateTiles, int kRankTiles, Part kPart>
 struct Boundary {
-  static constexpr int kHalves = halves_of<T, kRankTiles, kPart>();
-  using S = Shape<kGateTiles, kRankTiles, kHalves>;
+  using S = Shape<kGateTiles, kRankTiles>;
   using Weights = uint32_t[Split<T>::kWeightParts][4];
   using Activations = uint32_t[Split<T>::kActivationParts][4];
   using Inner = uint32_t[Split<T>::kActivationParts];
@@ -202,11 +194,11 @@ struct Boundary {
   float *warp_sums, *units, *projection, *reduced, *projected;
   // of the tile
   int tile, slot, flags, first_index, tile_tokens;
-  // of the unit, or of both units of the tile
-  int first_token, num_tokens;     // the first one's place in the tile
-  int token[kHalves];              // this lane's, or kNoAdapter beyond the unit's end
-  float centre[kHalves];
-  Octet<T> hidden[kHalves][kGroups], residual[kHalves][kGroups], state[kHalves][kGroups];
+  // of the unit
+  int num_tokens, token;           // this lane's token, or kNoAdapter beyond the unit's end
+  T *hidden_row, *state_row;
+  float centre;
+  Octet<T> hidden[kGroups], residual[kGroups], state[kGroups];
 
   __device__ Boundary(const BoundaryParams& params, char* shared) : p(params) {
     lane = threadIdx.x % 32, row = lane / 4, quad = lane % 4;
@@ -228,7 +220,7 @@ struct Boundary {
     } else {
       warp_sums = behind_weights;
       units = warp_sums + num_warps * S::kWarpSums;
-      projection = units + S::kTokens * 2 * S::kGates;
+      projection = units + kUnitTokens * 2 * S::kGates;
       reduced = projection + S::kProjected;
       projected = reduced + p.num_blocks * S::kItems;
     }
@@ -269,40 +261,26 @@ struct Boundary {
     return half == 0 || p.slot_starts[slot + 1] - first_index > kUnitTokens;
   }
 
-  // Finds the tokens from place `first` in the tile on; returns whether there are any.
-  __device__ bool take_tokens(int first) {
-    const int index = first_index + first + row;
-    first_token = first;
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {  // beside slot_starts, not after it
-      token[half] = p.token_order[min(index + kUnitTokens * half, p.num_order - 1)];
-    }
+  // Finds the tokens of the tile's half; returns whether it has any.
+  __device__ bool take_unit(int half) {
+    const int index = first_index + kUnitTokens * half + row;
+    token = p.token_order[min(index, p.num_order - 1)];  // beside slot_starts, not after it
     tile_tokens = min(kTileTokens, p.slot_starts[slot + 1] - first_index);
-    num_tokens = min(S::kTokens, tile_tokens - first);
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      if (kUnitTokens * half + row >= num_tokens) token[half] = kNoAdapter;
-    }
+    num_tokens = min(kUnitTokens, tile_tokens - kUnitTokens * half);
+    if (row >= num_tokens) token = kNoAdapter;
+    const int64_t place = max(token, 0);
+    hidden_row = static_cast<T*>(p.hidden) + place * p.hidden_stride + first_column;
+    state_row = static_cast<T*>(p.state) + place * p.state_stride + first_column;
     if constexpr (!kIsFused) {
-      const int64_t part = (2 * static_cast<int64_t>(tile) + first / kUnitTokens) * p.num_blocks;
+      const int64_t part = (2 * static_cast<int64_t>(tile) + half) * p.num_blocks;
       reduced = p.reduced + part * S::kItems;
       projected = p.projected + part * S::kProjected;
     }
     return num_tokens > 0;
   }
 
-  // Whether a half has tokens; the same in all lanes.
-  __device__ bool is_busy(int half) const { return half == 0 || num_tokens > kUnitTokens * half; }
-
-  __device__ T* hidden_row(int half) const {
-    return static_cast<T*>(p.hidden) + max(token[half], 0) * p.hidden_stride + first_column;
-  }
-  __device__ T* state_row(int half) const {
-    return static_cast<T*>(p.state) + max(token[half], 0) * p.state_stride + first_column;
-  }
-
-  __device__ int columns_left(int half, int group) const {
-    return token[half] < 0 ? 0 : min(8, p.hidden_size - first_column - 32 * group);
+  __device__ int columns_left(int group) const {
+    return token < 0 ? 0 : min(8, p.hidden_size - first_column - 32 * group);
   }
 
   // ---- weights
@@ -456,50 +434,40 @@ struct Boundary {
 
   // Rows that the unit lacks become zero, so that nothing of the unit before lives on in registers.
   __device__ void load_activations() {
+    const T* residual_row =
+        static_cast<const T*>(p.residual) + max(token, 0) * p.residual_stride + first_column;
 #pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      const T* hidden_columns = hidden_row(half);
-      const T* state_columns = state_row(half);
-      const T* residual_columns = static_cast<const T*>(p.residual) +
-                                  max(token[half], 0) * p.residual_stride + first_column;
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        const int left = columns_left(half, group), offset = 32 * group;
-        const int residual_left = p.residual == nullptr ? 0 : left;
-        hidden[half][group] = load_octet<kIsWide>(hidden_columns + offset, left);
-        residual[half][group] = load_octet<kIsWide>(residual_columns + offset, residual_left);
-        if (kPart != Part::kReduce) {
-          state[half][group] = load_octet<kIsWide>(state_columns + offset, left);
-        }
-      }
-      centre[half] = (flags & kUpdate) && (flags & kNorm) ? sample_centre(half) : 0.0f;
+    for (int group = 0; group < kGroups; ++group) {
+      const int left = columns_left(group), offset = 32 * group;
+      hidden[group] = load_octet<kIsWide>(hidden_row + offset, left);
+      residual[group] = load_octet<kIsWide>(residual_row + offset, p.residual == nullptr ? 0 : left);
+      if (kPart != Part::kReduce) state[group] = load_octet<kIsWide>(state_row + offset, left);
     }
+    centre = 0.0f;
+    if ((flags & kUpdate) && (flags & kNorm)) sample_centre();
   }
 
-  // Brings the rows behind these to the cache: tiles follow each other in token_order.
-  __device__ void prefetch_next() const {
+  // Brings the rows of the unit behind this one to the cache: tiles follow each other in token_order.
+  __device__ void prefetch_next(int half) const {
+    const int index = first_index + kUnitTokens * half + num_tokens + row;
+    const int next = p.token_order[min(index, p.num_order - 1)];
+    if (next < 0 || first_column >= p.hidden_size) return;
+    const int64_t place = next;
 #pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      const int index = first_index + first_token + num_tokens + kUnitTokens * half + row;
-      const int next = p.token_order[min(index, p.num_order - 1)];
-      if (next < 0 || first_column >= p.hidden_size) continue;
-      const int64_t place = next;
-#pragma unroll
-      for (int group = 0; group < kGroups; ++group) {
-        const int column = first_column + 32 * group;
-        prefetch(static_cast<const T*>(p.hidden) + place * p.hidden_stride + column);
-        prefetch(static_cast<const T*>(p.state) + place * p.state_stride + column);
-        if (p.residual == nullptr) continue;
-        prefetch(static_cast<const T*>(p.residual) + place * p.residual_stride + column);
-      }
+    for (int group = 0; group < kGroups; ++group) {
+      const int column = first_column + 32 * group;
+      prefetch(static_cast<const T*>(p.hidden) + place * p.hidden_stride + column);
+      prefetch(static_cast<const T*>(p.state) + place * p.state_stride + column);
+      if (p.residual == nullptr) continue;
+      prefetch(static_cast<const T*>(p.residual) + place * p.residual_stride + column);
     }
   }
 
   // A number near the row's mean, the same in all blocks: the mean of its first columns. Moments around it lose no
   // digits to a mean far from zero.
-  __device__ float sample_centre(int half) const {
-    const int64_t place = max(token[half], 0);
-    const int num_columns = token[half] < 0 ? 0 : min(8, p.hidden_size - 8 * quad);
+  __device__ void sample_centre() {
+    const int64_t place = max(token, 0);
+    const int num_columns = token < 0 ? 0 : min(8, p.hidden_size - 8 * quad);
     const T* first = static_cast<const T*>(p.hidden) + place * p.hidden_stride + 8 * quad;
     const T* second = static_cast<const T*>(p.residual) + place * p.residual_stride + 8 * quad;
     float columns[8], more[8], total = 0.0f;
@@ -507,26 +475,21 @@ struct Boundary {
     unpack(load_octet<kIsWide>(second, p.residual == nullptr ? 0 : num_columns), more);
 #pragma unroll
     for (int i = 0; i < 8; ++i) total += columns[i] + more[i];
-    return sum_quads(total) / min(kSampleColumns, p.hidden_size);
+    centre = sum_quads(total) / min(kSampleColumns, p.hidden_size);
   }
 
   // Each part's loop over the groups is not unrolled; it works on octet 0, and they change places at its end.
-  __device__ void next_group() {
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      swap(hidden[half]), swap(residual[half]), swap(state[half]);
-    }
-  }
+  __device__ void next_group() { swap(hidden), swap(residual), swap(state); }
 
   __device__ static void swap(Octet<T> (&octets)[kGroups]) {
     const Octet<T> first = octets[0];
     octets[0] = octets[1], octets[1] = first;
   }
 
-  __device__ void read_h(int half, float (&h)[8]) const {
+  __device__ void read_h(float (&h)[8]) const {
     float more[8];
-    unpack(hidden[half][0], h);
-    unpack(residual[half][0], more);
+    unpack(hidden[0], h);
+    unpack(residual[0], more);
 #pragma unroll
     for (int i = 0; i < 8; ++i) h[i] += more[i];
   }
@@ -534,45 +497,34 @@ struct Boundary {
   // ---- reduce: x @ update_in over the slice
 
   __device__ void reduce(bool is_fresh) {
-    float sums[kHalves][kGateTiles][4] = {}, affine[kGateTiles][4] = {}, moments[kHalves][2] = {};
+    float sums[kGateTiles][4] = {}, affine[kGateTiles][4] = {}, moments[2] = {};
     const bool has_norm = flags & kNorm;
 #pragma unroll 1
     for (int group = 0; group < kGroups; ++group, next_group()) {
-      float weight[8];
-      Activations norm = {};
-      Weights low[kGateTiles], high[kGateTiles];
+      float weight[8], h[8];
+      Activations x, norm = {};
+      read_h(h);
       if (has_norm) {
         read_vector(S::kNormWeight, group, weight);
+        centre_and_weigh(columns_left(group), weight, h, moments);
         if (is_fresh) read_norm(group, weight, norm);
       }
+      split_columns(h, x);
 #pragma unroll
       for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-        read_rows(S::kIn + 16 * gate_tile, group, low[gate_tile], high[gate_tile]);
-        if (has_norm && is_fresh) {
-          multiply_columns<T>(affine[gate_tile], low[gate_tile], high[gate_tile], norm);
-        }
-      }
-#pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        if (!is_busy(half)) continue;
-        float h[8];
-        Activations x;
-        read_h(half, h);
-        if (has_norm) centre_and_weigh(half, columns_left(half, group), weight, h, moments[half]);
-        split_columns(h, x);
-#pragma unroll
-        for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-          multiply_columns<T>(sums[half][gate_tile], low[gate_tile], high[gate_tile], x);
-        }
+        Weights low, high;
+        read_rows(S::kIn + 16 * gate_tile, group, low, high);
+        multiply_columns<T>(sums[gate_tile], low, high, x);
+        if (has_norm && is_fresh) multiply_columns<T>(affine[gate_tile], low, high, norm);
       }
     }
     store_sums(sums, affine, moments, has_norm && is_fresh);
   }
 
   // h becomes (h - centre) * weight; the moments of h - centre grow.
-  __device__ void centre_and_weigh(int half, int left, const float (&weight)[8], float (&h)[8],
+  __device__ void centre_and_weigh(int left, const float (&weight)[8], float (&h)[8],
                                    float (&moments)[2]) const {
-    const float middle = kIsWide && left <= 0 ? 0.0f : centre[half];
+    const float middle = kIsWide && left <= 0 ? 0.0f : centre;
 #pragma unroll
     for (int i = 0; i < 8; ++i) {
       const float x = kIsWide || i < left ? h[i] - middle : 0.0f;
@@ -591,23 +543,20 @@ struct Boundary {
     split_columns(columns, words);
   }
 
-  __device__ void store_sums(const float (&sums)[kHalves][kGateTiles][4],
-                             const float (&affine)[kGateTiles][4],
-                             const float (&moments)[kHalves][2], bool has_affine) {
+  __device__ void store_sums(const float (&sums)[kGateTiles][4],
+                             const float (&affine)[kGateTiles][4], const float (&moments)[2],
+                             bool has_affine) {
     if constexpr (kIsUnit) __syncwarp();  // the warp's other lanes have read the rows that change hands
 #pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      const int of_half = S::kAffine + kUnitTokens * half * S::kReduced;
-#pragma unroll
-      for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-        store_square(of_half + 2 * quad * S::kReduced + row + 16 * gate_tile, S::kReduced,
-                     sums[half][gate_tile]);
-      }
-      const float first = sum_quads(moments[half][0]), second = sum_quads(moments[half][1]);
-      const int item = of_half + row * S::kReduced + 2 * S::kGates;
-      if (quad == 0) warp_sum(warp, item) = first, warp_sum(warp, item + 1) = second;
+    for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
+      store_square(S::kAffine + 2 * quad * S::kReduced + row + 16 * gate_tile, S::kReduced,
+                   sums[gate_tile]);
     }
-    if (quad != 0 || !has_affine) return;
+    const float first = sum_quads(moments[0]), second = sum_quads(moments[1]);
+    if (quad != 0) return;
+    const int item = S::kAffine + row * S::kReduced + 2 * S::kGates;
+    warp_sum(warp, item) = first, warp_sum(warp, item + 1) = second;
+    if (!has_affine) return;
 #pragma unroll
     for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
       store_square(16 * gate_tile + row, 2 * S::kGates, affine[gate_tile]);
@@ -620,29 +569,34 @@ struct Boundary {
     warp_sum(warp, item + 8) = values[2], warp_sum(warp, item + stride + 8) = values[3];
   }
 
-  // Adds up items [begin, end) over the warps and gives the sums to all blocks of the tile.
-  // Without has_sums it is one zero that nobody reads, which keeps the blocks in step.
+  // Adds up items [begin, end) over the warps and gives the sums to all blocks of the tile, four at a time; what fills
+  // up the last four nobody reads. Without has_sums it is zeros that nobody reads, which keeps the blocks in step.
   __device__ void publish(float* received, int num_items, int begin, int end, bool has_sums,
                           int barrier) {
     if (!has_sums) begin = 0, end = 1;
-    const int num_parts = has_sums ? num_warps : 0;
+    const int num_parts = has_sums ? num_warps : 0, num_sent = (end - begin + 3) / 4;
     __syncthreads();
     if (kIsFused && threadIdx.x == 0) {
-      expect_bytes(&barriers[barrier], 4 * (end - begin) * p.num_blocks);
+      expect_bytes(&barriers[barrier], 16 * num_sent * p.num_blocks);
     }
 #pragma unroll 1
-    for (int i = begin + threadIdx.x; i < end; i += blockDim.x) {
-      float total = 0.0f;
+    for (int i = threadIdx.x; i < num_sent; i += blockDim.x) {
+      const int item = begin + 4 * i;
+      float totals[4] = {};
 #pragma unroll 4
-      for (int w = 0; w < num_parts; ++w) total += warp_sum(w, i);
-      float* target = received + block * num_items + i;
+      for (int w = 0; w < num_parts; ++w) {
+        const float4 four = *reinterpret_cast<const float4*>(&warp_sum(w, item));
+        totals[0] += four.x, totals[1] += four.y, totals[2] += four.z, totals[3] += four.w;
+      }
+      float* target = received + block * num_items + item;
       if constexpr (kIsFused) {
 #pragma unroll 1
         for (int other = 0; other < p.num_blocks; ++other) {
-          send(address_at(target, other), total, address_at(&barriers[barrier], other));
+          send(address_at(target, other), totals, address_at(&barriers[barrier], other));
         }
       } else {
-        *target = total;
+#pragma unroll
+        for (int j = 0; j < 4; ++j) target[j] = totals[j];
       }
     }
   }
@@ -691,29 +645,15 @@ struct Boundary {
     __syncthreads();
   }
 
-  // Left operand of a product with row pairs: two inner values of this lane's token of a half.
-  __device__ void read_inner(const float* values, int half, int stride, int offset,
-                             Inner& words) const {
-    const float* of_token = values + (kUnitTokens * half + row) * stride;
-    const float2 pair = *reinterpret_cast<const float2*>(of_token + offset + 2 * quad);
+  // Left operand of a product with row pairs: two inner values of this lane's token.
+  __device__ void read_inner(const float* values, int stride, int offset, Inner& words) const {
+    const float2 pair =
+        *reinterpret_cast<const float2*>(values + row * stride + offset + 2 * quad);
     split(pair.x, pair.y, words);
   }
 
-  // Rows of update_out for 32 columns.
-  struct OutRows {
-    Weights transform[kGateTiles], gate[kGateTiles];
-  };
-
-  __device__ void read_out_rows(int group, OutRows& rows) const {
-#pragma unroll
-    for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-      read_row_pair(S::kOut + 8 * gate_tile, group, rows.transform[gate_tile]);
-      read_row_pair(S::kOut + S::kGates + 8 * gate_tile, group, rows.gate[gate_tile]);
-    }
-  }
-
   // z = u @ update_out + bias of both branches for 32 columns: z[j][0..1] transform, z[j][2..3] gate.
-  __device__ void expand(int half, int group, const OutRows& rows, float (&z)[4][4]) const {
+  __device__ void expand(int group, float (&z)[4][4]) const {
     float bias[2][8] = {};
     if (flags & kBias) {
       read_vector(S::kOutBias, group, bias[0]);
@@ -727,66 +667,51 @@ struct Boundary {
 #pragma unroll
     for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
       Inner transform, gate;
-      read_inner(units, half, 2 * S::kGates, 8 * gate_tile, transform);
-      read_inner(units, half, 2 * S::kGates, S::kGates + 8 * gate_tile, gate);
-      multiply_branches<T>(z, transform, gate, rows.transform[gate_tile], rows.gate[gate_tile]);
+      Weights transform_rows, gate_rows;
+      read_inner(units, 2 * S::kGates, 8 * gate_tile, transform);
+      read_inner(units, 2 * S::kGates, S::kGates + 8 * gate_tile, gate);
+      read_row_pair(S::kOut + 8 * gate_tile, group, transform_rows);
+      read_row_pair(S::kOut + S::kGates + 8 * gate_tile, group, gate_rows);
+      multiply_branches<T>(z, transform, gate, transform_rows, gate_rows);
     }
-  }
-
-  // The half's new state, stored and left in s.
-  __device__ void update_state(int half, int group, const OutRows& rows, float (&s)[8]) {
-    float z[4][4];
-    expand(half, group, rows, z);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float transform = z[i % 4][i / 4], gate = z[i % 4][2 + i / 4];
-      s[i] += sigmoid(gate) * (transform - s[i]);
-    }
-    store_octet<kIsWide>(state_row(half) + 32 * group, s, columns_left(half, group));
   }
 
   __device__ void update() {
-    float sums[kHalves][kRankTiles][4] = {};
+    float sums[kRankTiles][4] = {};
 #pragma unroll 1
     for (int group = 0; group < kGroups; ++group, next_group()) {
-      OutRows out;
-      if (flags & kUpdate) read_out_rows(group, out);
+      float s[8], h[8];
+      unpack(state[0], s);
+      if (flags & kUpdate) {
+        float z[4][4];
+        expand(group, z);
 #pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        if (!is_busy(half)) continue;
-        float s[8];
-        unpack(state[half][0], s);
-        if (flags & kUpdate) update_state(half, group, out, s);
-        if (flags & kInject) add_projection(half, group, s, sums[half]);
+        for (int i = 0; i < 8; ++i) {
+          const float transform = z[i % 4][i / 4], gate = z[i % 4][2 + i / 4];
+          s[i] += sigmoid(gate) * (transform - s[i]);
+        }
+        store_octet<kIsWide>(state_row + 32 * group, s, columns_left(group));
+      }
+      if (!(flags & kInject)) continue;
+      read_h(h);
+#pragma unroll
+      for (int i = 0; i < 8; ++i) h[i] -= s[i];
+      Activations discrepancy;
+      split_columns(h, discrepancy);
+#pragma unroll
+      for (int rank_tile = 0; rank_tile < kRankTiles; ++rank_tile) {
+        Weights low, high;
+        read_rows(S::kDown + 16 * rank_tile, group, low, high);
+        multiply_columns<T>(sums[rank_tile], low, high, discrepancy);
       }
     }
     if (flags & kInject) store_projections(sums);
   }
 
-  __device__ void add_projection(int half, int group, const float (&s)[8],
-                                 float (&sums)[kRankTiles][4]) const {
-    float h[8];
-    Activations discrepancy;
-    read_h(half, h);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) h[i] -= s[i];
-    split_columns(h, discrepancy);
+  __device__ void store_projections(const float (&sums)[kRankTiles][4]) {
 #pragma unroll
     for (int rank_tile = 0; rank_tile < kRankTiles; ++rank_tile) {
-      Weights low, high;
-      read_rows(S::kDown + 16 * rank_tile, group, low, high);
-      multiply_columns<T>(sums[rank_tile], low, high, discrepancy);
-    }
-  }
-
-  __device__ void store_projections(const float (&sums)[kHalves][kRankTiles][4]) {
-#pragma unroll
-    for (int half = 0; half < kHalves; ++half) {
-      const int first = (kUnitTokens * half + 2 * quad) * S::kRank + row;
-#pragma unroll
-      for (int rank_tile = 0; rank_tile < kRankTiles; ++rank_tile) {
-        store_square(first + 16 * rank_tile, S::kRank, sums[half][rank_tile]);
-      }
+      store_square(2 * quad * S::kRank + row + 16 * rank_tile, S::kRank, sums[rank_tile]);
     }
   }
 
@@ -806,34 +731,22 @@ struct Boundary {
   __device__ void inject() {
 #pragma unroll 1
     for (int group = 0; group < kGroups; ++group, next_group()) {
-      float correction[kHalves][4][4] = {};
+      float correction[4][4] = {}, h[8];
 #pragma unroll
       for (int rank_tile = 0; rank_tile < kRankTiles; ++rank_tile) {
+        Inner low, high;
         Weights low_rows, high_rows;
+        read_inner(projection, S::kRank, 16 * rank_tile, low);
+        read_inner(projection, S::kRank, 16 * rank_tile + 8, high);
         read_row_pair(S::kUp + 16 * rank_tile, group, low_rows);
         read_row_pair(S::kUp + 16 * rank_tile + 8, group, high_rows);
-#pragma unroll
-        for (int half = 0; half < kHalves; ++half) {
-          if (!is_busy(half)) continue;
-          Inner low, high;
-          read_inner(projection, half, S::kRank, 16 * rank_tile, low);
-          read_inner(projection, half, S::kRank, 16 * rank_tile + 8, high);
-          multiply_inner<T>(correction[half], low, high, low_rows, high_rows);
-        }
+        multiply_inner<T>(correction, low, high, low_rows, high_rows);
       }
+      unpack(hidden[0], h);
 #pragma unroll
-      for (int half = 0; half < kHalves; ++half) {
-        if (is_busy(half)) store_hidden(half, group, correction[half]);
-      }
+      for (int i = 0; i < 8; ++i) h[i] += correction[i % 4][i / 4] + correction[i % 4][2 + i / 4];
+      store_octet<kIsWide>(hidden_row + 32 * group, h, columns_left(group));
     }
-  }
-
-  __device__ void store_hidden(int half, int group, const float (&correction)[4][4]) const {
-    float h[8];
-    unpack(hidden[half][0], h);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) h[i] += correction[i % 4][i / 4] + correction[i % 4][2 + i / 4];
-    store_octet<kIsWide>(hidden_row(half) + 32 * group, h, columns_left(half, group));
   }
 
   // ---- the parts in order
@@ -884,8 +797,7 @@ template <typename T, int kGateTiles, int kRankTiles>
 __global__ void __launch_bounds__(32 * kMaxWarps, 1)
     boundary_fused_kernel(const __grid_constant__ BoundaryParams p) {
 #if __CUDA_ARCH__ >= 900  // elsewhere never launched
-  using Work = Boundary<T, kGateTiles, kRankTiles, Part::kFused>;
-  Work work(p, shared_memory);
+  Boundary<T, kGateTiles, kRankTiles, Part::kFused> work(p, shared_memory);
   const int cluster = blockIdx.x / p.num_blocks;
   int first = cluster, end = cluster + 1;
   if (p.num_clusters < p.num_tiles) {
@@ -904,13 +816,13 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
     }
     if (is_fresh) work.fetch_weights();
 #pragma unroll 1
-    for (int next = 0; next < kTileTokens && work.take_tokens(next); next += Work::S::kTokens) {
+    for (int half = 0; half < 2 && work.take_unit(half); ++half) {
       if (is_first) {
         wait_for_previous_kernel();
         release_next_kernel();  // not before: what comes next may read what this kernel's predecessor wrote
       }
       work.load_activations();
-      if (end - first > 1 || work.tile_tokens > Work::S::kTokens) work.prefetch_next();
+      if (end - first > 1 || work.tile_tokens > kUnitTokens) work.prefetch_next(half);
       work.run_reduce(is_fresh);
       if (is_first) wait_for_cluster();  // all blocks have started, their barriers are ready
       is_first = false;
@@ -942,7 +854,7 @@ __global__ void __launch_bounds__(32 * kUnitWarps, unit_blocks<T, kGateTiles>())
   }
   work.prepare();
   work.fetch_weights();
-  work.take_tokens(kUnitTokens * half);
+  work.take_unit(half);
   wait_for_previous_kernel();
   release_next_kernel();
   work.load_activations();
@@ -966,7 +878,7 @@ __global__ void __launch_bounds__(32 * kMaxWarps, 1)
   if (work.flags == 0) return;
   work.prepare();
   work.load_weights(kPart == Part::kReduce ? 0 : kPart == Part::kUpdate ? 1 : 2);
-  for (int next = 0; next < kTileTokens && work.take_tokens(next); next += kUnitTokens) {
+  for (int half = 0; half < 2 && work.take_unit(half); ++half) {
     work.load_activations();
     if constexpr (kPart == Part::kReduce) {
       work.run_reduce(true);

@@ -29,7 +29,7 @@ constexpr int kTokenRegisterWarps = 24;  // on a multiprocessor
 struct TokenSums {
   static constexpr int kNormWeight = 2 * kTokenGates, kNormBias = 4 * kTokenGates;
   static constexpr int kMoments = 6 * kTokenGates;
-  static constexpr int kItems = kMoments + 2;
+  static constexpr int kItems = kMoments + 4;  // two of them fill up the last four
   static constexpr int kProjected = kTokenRank;
 };
 
@@ -270,27 +270,23 @@ struct TokenBoundary {
     return x;
   }
 
-  // Adds up the block's warps and hands the sums to all blocks, a block a warp at a time.
+  // Adds up the block's warps and hands the sums to all blocks, a block a warp at a time and four sums a lane.
   template <int kItems>
   __device__ void publish(const float* of_warps, float* received, int count, int barrier) const {
-    constexpr int kParts = (kItems + 31) / 32;
-    float totals[kParts] = {};
+    const bool is_sender = 4 * lane < count;
+    float totals[4] = {};
     __syncthreads();
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        const int item = lane + 32 * part;
-        if (w < num_warps && item < count) totals[part] += of_warps[w * kItems + item];
-      }
+      if (w >= num_warps || !is_sender) continue;
+      const float4 four = *reinterpret_cast<const float4*>(of_warps + w * kItems + 4 * lane);
+      totals[0] += four.x, totals[1] += four.y, totals[2] += four.z, totals[3] += four.w;
     }
 #pragma unroll 1
     for (int other = warp; other < p.num_blocks; other += num_warps) {
-      const uint32_t to_barrier = address_at(&barriers[barrier], other);
-      const uint32_t target = address_at(received + block * kItems + lane, other);
-#pragma unroll
-      for (int part = 0; part < kParts; ++part) {
-        if (lane + 32 * part < count) send(target + 4 * 32 * part, totals[part], to_barrier);
+      float* target = received + block * kItems + 4 * lane;
+      if (is_sender) {
+        send(address_at(target, other), totals, address_at(&barriers[barrier], other));
       }
     }
   }

@@ -62,15 +62,20 @@ inline uint32_t address_at(const void* place, int rank) {
   return static_cast<uint32_t>(rank << 24 | (static_cast<const char*>(place) - shared));
 }
 
-inline void send(uint32_t target, float value, uint32_t place) {
+inline void send(uint32_t target, const float (&values)[4], uint32_t place) {
   emulator::Cluster* cluster = emulator::current->block->cluster;
   emulator::Block* block = cluster->blocks[target >> 24].get();
   char* shared = block->shared.data();
-  void* written = shared + (target & 0xffffff);
+  char* written = shared + (target & 0xffffff);
+  if (reinterpret_cast<uintptr_t>(written) % 16) {
+    std::fprintf(stderr, "send: not on 16 bytes\n");
+    std::abort();
+  }
   emulator::Barrier* barrier = &block->barriers[shared + (place & 0xffffff)];
-  cluster->in_flight.push_back([=] {
-    std::memcpy(written, &value, 4);
-    barrier->bytes -= 4;
+  cluster->in_flight.push_back([=, first = values[0], second = values[1], third = values[2], fourth = values[3]] {
+    const float sent[4] = {first, second, third, fourth};
+    std::memcpy(written, sent, 16);
+    barrier->bytes -= 16;
     emulator::complete(*barrier);
   });
 }
