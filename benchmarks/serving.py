@@ -133,11 +133,11 @@ class Field:
         return {f"a{i}": str(directory) for i in range(self._count)}
 
     def _shadow_adapters(self) -> dict[str, str]:
-        paths = {f"a{i}": self._work / f"a{i}" for i in range(self._count)}
-        for seed, path in enumerate(paths.values()):
-            if not path.exists():
-                write_adapter(self._base, path, seed)
-        return {name: str(path) for name, path in paths.items()}
+        names = [f"a{i}" for i in range(self._count)]
+        return {
+            name: str(write_adapter(self._base, self._work / name, i))
+            for i, name in enumerate(names)
+        }
 
     def _lora_arguments(self, engine: str) -> dict[str, Any]:
         return {
