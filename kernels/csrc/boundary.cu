@@ -15,6 +15,7 @@ namespace shadow {
 namespace {
 
 constexpr int kWarpsPerBlock = 8;
+constexpr int kFewestBlocks = 2;        // memcheck takes what a cluster of one sends itself for an error
 constexpr int kClusterBlocks = 8;       // the most that every device with clusters schedules
 constexpr int kLargeClusterBlocks = 16; // where weights do not fit otherwise
 constexpr int kPartWarps = 4;
@@ -93,7 +94,9 @@ int divide_up(int value, int by) { return (value + by - 1) / by; }
 // Halves the blocks while each keeps few warps: small models need fewer exchanges, not more.
 int cluster_blocks(int num_slices) {
   int blocks = kClusterBlocks;
-  while (blocks > 1 && divide_up(num_slices, blocks / 2) <= kWarpsPerBlock / 2) blocks /= 2;
+  while (blocks > kFewestBlocks && divide_up(num_slices, blocks / 2) <= kWarpsPerBlock / 2) {
+    blocks /= 2;
+  }
   return blocks;
 }
 

@@ -270,21 +270,23 @@ struct TokenBoundary {
     return x;
   }
 
-  // Adds up the block's warps and hands the sums to all blocks, a block a warp at a time and four sums a lane.
+  // Adds up the block's warps and hands the sums to all blocks, a block half a warp at a time and four sums a lane.
   template <int kItems>
   __device__ void publish(const float* of_warps, float* received, int count, int barrier) const {
-    const bool is_sender = 4 * lane < count;
+    static_assert(kItems <= 4 * 16, "half a warp holds all sums");
+    const int first = 4 * (lane % 16), half = lane / 16;
+    const bool is_sender = first < count;
     float totals[4] = {};
     __syncthreads();
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
       if (w >= num_warps || !is_sender) continue;
-      const float4 four = *reinterpret_cast<const float4*>(of_warps + w * kItems + 4 * lane);
+      const float4 four = *reinterpret_cast<const float4*>(of_warps + w * kItems + first);
       totals[0] += four.x, totals[1] += four.y, totals[2] += four.z, totals[3] += four.w;
     }
 #pragma unroll 1
-    for (int other = warp; other < p.num_blocks; other += num_warps) {
-      float* target = received + block * kItems + 4 * lane;
+    for (int other = 2 * warp + half; other < p.num_blocks; other += 2 * num_warps) {
+      float* target = received + block * kItems + first;
       if (is_sender) {
         send(address_at(target, other), totals, address_at(&barriers[barrier], other));
       }

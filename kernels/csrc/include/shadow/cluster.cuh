@@ -3,13 +3,7 @@
 
 #include <cstdint>
 
-#ifndef SHADOW_WIDE_SENDS
-#define SHADOW_WIDE_SENDS 0  // no device has run them yet; see ops/boundary/README.md
-#endif
-
 namespace shadow {
-
-constexpr bool kHasWideSends = SHADOW_WIDE_SENDS;  // one message for four sums instead of four
 
 __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
@@ -106,23 +100,12 @@ __device__ inline uint32_t address_at(const void* place, int rank) {
 // Stores to another block's shared memory and counts 16 bytes down on that block's barrier. Whoever waits there sees the
 // values: no barrier of the whole cluster, no fence. Both sides lie on 16 bytes.
 __device__ inline void send(uint32_t target, const float (&values)[4], uint32_t barrier) {
-  if constexpr (kHasWideSends) {
-    asm volatile(
-        "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::
-            "r"(target),
-        "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])),
-        "r"(__float_as_uint(values[2])), "r"(__float_as_uint(values[3])), "r"(barrier)
-        : "memory");
-  } else {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      asm volatile(
-          "st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(target +
-                                                                                           4 * i),
-          "r"(__float_as_uint(values[i])), "r"(barrier)
-          : "memory");
-    }
-  }
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.b32 [%0], {%1, %2, %3, %4}, [%5];" ::"r"(
+          target),
+      "r"(__float_as_uint(values[0])), "r"(__float_as_uint(values[1])),
+      "r"(__float_as_uint(values[2])), "r"(__float_as_uint(values[3])), "r"(barrier)
+      : "memory");
 }
 
 // Waits for the kernel before this one in the stream; returns at once unless launched as its dependent.

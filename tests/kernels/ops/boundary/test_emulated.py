@@ -76,6 +76,22 @@ def test_each_token_meets_its_own_adapter(library, kernel, popularity):
     check(library, case, Cut(2, kernel, num_clusters=3))
 
 
+@pytest.mark.parametrize("kernel", ["range", "token"])  # "unit" has no place for its sums there
+def test_a_block_without_columns(library, kernel):
+    slots = popularity_slots("uniform", 10, NUM_SLOTS, seed=1)
+    check(library, make_case(slots, hidden_size=64, rank=4, flags=MIXED_FLAGS), Cut(2, kernel))
+
+
+@pytest.mark.parametrize("kernel", KERNELS)
+@pytest.mark.parametrize("num_slots", [32, 33, 70])
+def test_more_slots_than_lanes(library, kernel, num_slots):
+    slots = np.array([0, num_slots - 1, 31, num_slots - 1, 5, -1, 31] * 3, np.int32)
+    case = make_boundary_case(
+        slots, num_adapter_slots=num_slots, hidden_size=136, dtype=torch.bfloat16, flags=MIXED_FLAGS
+    )
+    check(library, case, Cut(2, kernel, num_clusters=2))
+
+
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize("num_tokens", [1, 7, 8, 9, 15, 16, 17, 33])
 def test_units_that_a_slot_fills_exactly_or_by_one_more(library, kernel, num_tokens):
