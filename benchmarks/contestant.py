@@ -68,6 +68,11 @@ class KernelRun:
     start_us: float
     duration_us: float
 
+    @property
+    def end_us(self) -> float:
+        """When it ended."""
+        return self.start_us + self.duration_us
+
 
 class ContestantError(RuntimeError):
     """An engine could not be started or did not answer; the message holds its traceback."""

@@ -7,7 +7,8 @@
 A case is BATCH:DISTINCT, decoding after `--prompt-tokens`; with `:prefill` behind it, the prompts of
 `--prefill-tokens`. DISTINCT 0 are rows without adapter in engines that could serve some. All engines are started at
 once and measured in turn, case by case; a figure is the median of `--repeats`. With `--one-by-one` they start one after
-the other, and only then do the start-up seconds say something. `--profile` writes which kernels each case runs.
+the other, and only then do the start-up seconds say something. `--profile` writes which kernels each case
+runs, for `profile_report.py`.
 
 Engines: `base` is vLLM without this plugin; `lora` vLLM's multi-LoRA as it comes, rank 16 on all linears; `lora-best`
 the same with the settings that make it fastest; `shadow` this project, rank 16, gate 8, one shadow layer.
