@@ -250,6 +250,15 @@ def plot(rows: list[dict[str, Any]], path: Path) -> None:
     figure.savefig(path, dpi=150)
 
 
+def write_report(path: Path | None, rows: list[dict[str, Any]], seconds: dict[str, float]) -> None:
+    """Write what is measured so far: a run that is cut off keeps its rows."""
+    if path is None:
+        return
+    command = " ".join(["python", "benchmarks/serving.py", *sys.argv[1:]])
+    report = {"command": command, "environment": environment(), "rows": rows}
+    path.write_text(json.dumps(report | ({"start_s": seconds} if seconds else {}), indent=1) + "\n")
+
+
 def main() -> int:
     """Measure and print the report."""
     options = parse()
@@ -257,23 +266,18 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="serving-") as folder:
         field = Field(options, cases, Path(folder))
         engines, seconds = start(options, field)
+        print(json.dumps({"start_s": seconds}), flush=True)
+        rows: list[dict[str, Any]] = []
         try:
-            rows = []
             for case in cases:
                 rows.append(measure(case, engines, options.repeats).to_json())
                 print(json.dumps(rows[-1]), flush=True)
+                write_report(options.out, rows, seconds if options.one_by_one else {})
                 if options.profile:
                     profile(case, engines, options.profile)
         finally:
             for engine in engines.values():
                 engine.stop()
-    report = {
-        "command": " ".join(["python", "benchmarks/serving.py", *sys.argv[1:]]),
-        "environment": environment(),
-        "rows": rows,
-    } | ({"start_s": seconds} if options.one_by_one else {})
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
     if options.plot:
         plot(rows, options.plot)
     return 0
