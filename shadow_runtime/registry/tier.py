@@ -169,6 +169,7 @@ class HostTier:
             while not holding.is_held:
                 if holding.load is None:
                     holding.load = self._background.spawn(self._load(holding, source))
+                    self._on_change(holding.digest)  # here: the task itself begins a turn later
                 await self._share(holding, holding.load, is_patient)
 
     async def _share(self, holding: Holding, load: asyncio.Task[None], is_patient: bool) -> None:
@@ -196,7 +197,6 @@ class HostTier:
             self._let_go(holding)
 
     async def _load(self, holding: Holding, source: LoadSource) -> None:
-        self._on_change(holding.digest)
         try:
             async with holding.turn:
                 # It may have stayed: an unload that was under way failed.
@@ -349,6 +349,7 @@ class HostTier:
             if holding.is_held:
                 await self._leave(holding, "deleted")
             holding.failure = None
+            self._on_change(digest)
 
     async def sync_pin(self, digest: str) -> None:
         """Tell the engine whether a digest is pinned; raises CapacityError when its pins are used up."""

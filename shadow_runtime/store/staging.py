@@ -6,9 +6,11 @@ Runs in: API process. Imports neither torch nor vllm.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -29,12 +31,16 @@ _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 class Staging:
     """A new directory below `parent`, locked while this process uses it, so that no server collects it.
 
+    Any thread may call: a publish that is cancelled discards what another thread is about to keep, and the directory
+    then is kept whole or removed whole.
+
     Raises:
         StorageError: it cannot be made.
     """
 
     def __init__(self, parent: Path) -> None:
         self.path = parent / uuid.uuid4().hex
+        self._turn = threading.Lock()
         with storage_errors("make a staging directory"):
             os.mkdir(self.path, 0o700)
             self._descriptor: int | None = open_directory(self.path)
@@ -43,21 +49,33 @@ class Staging:
             fcntl.flock(self._descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
 
     def create(self, name: str) -> int:
-        """Return a descriptor that writes the new file `name`."""
-        with storage_errors("make a file"):
+        """Return a descriptor that writes the new file `name`; raises StorageError."""
+        with self._turn, storage_errors("make a file"):
+            self._check_own()
             return os.open(name, _NEW_FILE, 0o600, dir_fd=self._descriptor)
 
-    def let_go(self) -> None:
-        """Unlock without removing anything; the second call does nothing."""
+    def move_to(self, target: Path) -> None:
+        """Make the directory `target` and unlock it: from here on it is not staged. Raises OSError."""
+        with self._turn:
+            self._check_own()
+            os.rename(self.path, target)
+            self._unlock()
+
+    def remove(self) -> None:
+        """Remove the directory and unlock, unless it was moved; what cannot be removed now is collected later."""
+        with self._turn:
+            if self._descriptor is not None:
+                shutil.rmtree(self.path, ignore_errors=True)
+            self._unlock()
+
+    def _check_own(self) -> None:
+        if self._descriptor is None:
+            raise FileNotFoundError(errno.ENOENT, "the staged files were discarded", str(self.path))
+
+    def _unlock(self) -> None:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-
-    def remove(self) -> None:
-        """Remove the directory and unlock; what cannot be removed now is collected later."""
-        if self._descriptor is not None:
-            shutil.rmtree(self.path, ignore_errors=True)
-        self.let_go()
 
 
 @dataclass(frozen=True, slots=True)

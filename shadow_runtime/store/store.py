@@ -185,12 +185,10 @@ class ArtifactStore:
                 # Its age starts now, also for a collection that is under way elsewhere.
                 os.utime(staged.path if is_new else target)
                 if is_new:
-                    os.rename(staged.path, target)
+                    staged.staging.move_to(target)
             # Also for a digest that was there: its first server may have died before this line.
             sync(target.parent)
             sync(self._objects)
-        if is_new:
-            staged.staging.let_go()
         staged.discard()
         _throw_away(damaged)
         with storage_errors("be read"):

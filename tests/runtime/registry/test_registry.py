@@ -51,6 +51,20 @@ async def test_unknown_names_and_versions_are_not_found(world):
     assert world.registry.has(A, 1)
 
 
+async def test_an_entry_shows_its_load_from_the_turn_in_which_it_is_asked_for(open_world):
+    world = await one_of_two_on_disk(open_world)
+    world.loader.gates[ONE] = asyncio.Event()
+    waiting = asyncio.create_task(world.registry.lease(A))
+    shown = []
+    for _ in range(30):
+        await turns(1)
+        world.registry.check_integrity()  # compares with what the tier knows
+        shown.append(world.registry.get(A).state)
+    assert AdapterState.LOADING in shown
+    world.loader.gates.pop(ONE).set()
+    (await waiting).release()
+
+
 async def test_the_first_request_of_an_evicted_adapter_waits_and_others_go_on(open_world):
     world = await one_of_two_on_disk(open_world)
     entry = world.registry.get(A)

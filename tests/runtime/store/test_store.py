@@ -66,6 +66,48 @@ def test_discard_after_commit_keeps_the_bytes(store: ArtifactStore, source: Path
     assert store.find(DIGEST) is not None
 
 
+def test_a_discard_under_way_and_a_commit_do_not_share_the_files(
+    store: ArtifactStore, source: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A publish that is cancelled discards the files while another thread keeps them: all of them or none."""
+    staged = stage(store, source)
+    outcome: list[object] = []
+
+    def commit() -> None:
+        try:
+            outcome.append(store.commit(staged, DIGEST))
+        except StorageError as error:
+            outcome.append(error)
+
+    committing = threading.Thread(target=commit)
+
+    def remove_slowly(path: Path, ignore_errors: bool) -> None:
+        directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        committing.start()
+        committing.join(0.5)  # a commit that does not wait is done in that time
+        for name in os.listdir(directory):
+            os.unlink(name, dir_fd=directory)
+        os.close(directory)
+        os.rmdir(path)
+
+    monkeypatch.setattr("shadow_runtime.store.staging.shutil.rmtree", remove_slowly)
+    staged.discard()
+    committing.join()
+    assert isinstance(outcome[0], StorageError)
+    assert store.find(DIGEST) is None
+    assert staging_of(store) == []
+
+
+def test_discarded_files_are_not_kept_and_take_no_more(store: ArtifactStore, source: Path) -> None:
+    staged = stage(store, source)
+    staged.discard()
+    with pytest.raises(StorageError):
+        store.commit(staged, DIGEST)
+    with pytest.raises(StorageError, match="discarded"), staged.canonical_file():
+        pass
+    assert store.find(DIGEST) is None
+
+
 def test_another_store_of_the_root_finds_the_bytes(store: ArtifactStore, source: Path) -> None:
     stored = store.commit(stage(store, source), DIGEST)
     assert ArtifactStore(store.root).find(DIGEST) == stored
