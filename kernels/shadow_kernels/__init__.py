@@ -13,7 +13,13 @@ from shadow_kernels.checks import (
     ShapeError,
     UnsupportedDtypeError,
 )
-from shadow_kernels.dispatch import Backend, register_operators, run_boundary_, run_slot_linear
+from shadow_kernels.dispatch import (
+    Backend,
+    compile_slot_linear,
+    register_operators,
+    run_boundary_,
+    run_slot_linear,
+)
 from shadow_kernels.ops.boundary import BoundaryFlag, BoundaryWeights
 from shadow_kernels.segments import NO_ADAPTER, TILE_TOKENS, Grouping, StepSegments, max_tiles
 
@@ -29,6 +35,7 @@ __all__ = [
     "StepSegments",
     "UnsupportedDtypeError",
     "boundary_",
+    "compile_slot_linear",
     "max_tiles",
     "register_operators",
     "slot_linear",

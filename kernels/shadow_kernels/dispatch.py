@@ -110,6 +110,25 @@ def run_slot_linear(
     return result
 
 
+def compile_slot_linear(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    grouping: Grouping,
+    first_slot: int,
+    max_tokens: int,
+) -> None:
+    """Compile ahead what `slot_linear` needs for these weights at any number of tokens up to `max_tokens`.
+
+    Without it the first step of a new size waits for the compiler, and every request of the engine with it. Nothing is
+    launched. Does nothing where nothing is compiled (CPU).
+
+    Raises: BackendUnavailableError.
+    """
+    module = get_backend("slot_linear", "auto", weight.device.type)
+    if hasattr(module, "compile_ahead"):
+        module.compile_ahead(weight, bias, grouping, first_slot, max_tokens)
+
+
 def _boundary_kernel(
     hidden: torch.Tensor, residual: torch.Tensor | None, state: torch.Tensor, *tensors: torch.Tensor
 ) -> None:

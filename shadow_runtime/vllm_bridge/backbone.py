@@ -122,6 +122,13 @@ class SlotLinear(nn.Module):
         groups = self._segments[0].grouping
         return torch.ops.shadow.slot_linear(x, self.weight, self.bias, *groups, self._first_slot)
 
+    def compile_ahead(self) -> None:
+        """Compile what steps of any size launch, so that none of them waits for the compiler."""
+        segments = self._segments[0]
+        shadow_kernels.compile_slot_linear(
+            self.weight, self.bias, segments.grouping, self._first_slot, segments.max_tokens
+        )
+
 
 class ClassLayer(nn.Module):
     """One transformer layer of one slot class, without its attention."""
@@ -310,6 +317,12 @@ class ShadowBackbone(nn.Module):
         self.attention = _modules(
             _attention(vllm_config, cache, shape, scale, i, prefix) for i in range(cache.num_layers)
         )
+
+    def compile_ahead(self) -> None:
+        """Compile the products' kernels for steps of any size."""
+        for module in self.modules():
+            if isinstance(module, SlotLinear):
+                module.compile_ahead()
 
     def forward(
         self, input_ids: torch.Tensor, positions: torch.Tensor, base_embeds: torch.Tensor

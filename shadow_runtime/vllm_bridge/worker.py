@@ -40,6 +40,8 @@ def _load_shadow_model(
             f"{type(model).__name__} has no shadow path: the plugin shadow_runtime is not registered in this process "
             "(is VLLM_PLUGINS set without it?) or the engine was started without its settings"
         )
+    if executor.backbone is not None:
+        executor.backbone.compile_ahead()
     self.lora_manager = AdapterResidency(
         executor, base_geometry(vllm_config.model_config.hf_config)
     )

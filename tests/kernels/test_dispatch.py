@@ -14,6 +14,7 @@ from shadow_kernels import (
     ShapeError,
     UnsupportedDtypeError,
     boundary_,
+    compile_slot_linear,
     slot_linear,
 )
 from shadow_kernels.dispatch import get_backend, register_operators
@@ -209,3 +210,12 @@ def test_a_step_without_adapters_reads_nothing(case):
     assert_same_bits(hidden, case.hidden, "hidden")
     out = slot_linear(case.hidden, case.weights.down, None, case.segments.grouping)
     assert_same_bits(out, torch.zeros(12, 3), "out")
+
+
+def test_compiling_ahead_is_for_devices_with_a_compiler(case):
+    weight = torch.randn(NUM_SLOTS, 6, 8)
+    compile_slot_linear(
+        weight, None, case.segments.grouping, 0, 64
+    )  # the CPU has nothing to compile
+    with pytest.raises(BackendUnavailableError):
+        compile_slot_linear(weight.to("meta"), None, case.segments.grouping, 0, 64)

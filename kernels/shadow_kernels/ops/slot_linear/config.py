@@ -50,6 +50,17 @@ def choose_config(
     return SlotLinearConfig(128, 128, 64, 8, 3)
 
 
+def all_configs(
+    max_tokens: int, num_inputs: int, num_outputs: int, dtype: torch.dtype
+) -> list[SlotLinearConfig]:
+    """Return every configuration that launches of up to `max_tokens` tokens use, once each."""
+    first_tokens = (1, _FEW_TOKENS, _DECODE_TOKENS + 1, 8 * _DECODE_TOKENS + 1, _TALL_TOKENS)
+    chosen = (
+        choose_config(n, num_inputs, num_outputs, dtype) for n in first_tokens if n <= max_tokens
+    )
+    return list(dict.fromkeys(chosen))
+
+
 def _choose_decode(num_tokens: int, num_inputs: int, num_outputs: int) -> SlotLinearConfig:
     is_narrow = num_outputs <= _NARROW_OUTPUTS
     if num_inputs < _LONG_INPUTS or (num_tokens > _DECODE_TOKENS and not is_narrow):

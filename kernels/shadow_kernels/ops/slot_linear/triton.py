@@ -8,11 +8,13 @@ share it in cache. The last programs write the zeros of all other tokens.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 
-from shadow_kernels.ops.slot_linear.config import SlotLinearConfig, choose_config
+from shadow_kernels.ops.slot_linear.config import SlotLinearConfig, all_configs, choose_config
 from shadow_kernels.segments import TILE_TOKENS, Grouping, max_tiles
 
 _CLEARED_TOKENS = 16  # of one program that writes zeros
@@ -39,7 +41,8 @@ def _clear_others(
     tl.store(out, zeros, mask=is_other[:, None] & (offs_n[None, :] < N))
 
 
-@triton.jit
+# What differs from step to step must not select code: a step would wait for its compilation.
+@triton.jit(do_not_specialize=["num_tokens", "num_tiles"])
 def slot_linear_kernel(
     x_ptr,
     weight_ptr,
@@ -131,12 +134,47 @@ def launch(
     config: SlotLinearConfig,
 ) -> torch.Tensor:
     """Run the operator with a launch configuration of one's own."""
+    out = x.new_empty(x.shape[0], weight.shape[1])
+    grid, arguments, options = _launch_arguments(x, weight, bias, out, grouping, first_slot, config)
+    slot_linear_kernel[grid](*arguments, **options)
+    return out
+
+
+def compile_ahead(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    grouping: Grouping,
+    first_slot: int,
+    max_tokens: int,
+) -> None:
+    """Compile and load what launches of 1 to `max_tokens` tokens run; nothing is launched."""
+    if triton.knobs.runtime.interpret:
+        return
+    _, num_outputs, num_inputs = weight.shape
+    x, out = weight.new_empty(1, num_inputs), weight.new_empty(1, num_outputs)
+    for config in all_configs(max_tokens, num_inputs, num_outputs, weight.dtype):
+        grid, arguments, options = _launch_arguments(
+            x, weight, bias, out, grouping, first_slot, config
+        )
+        kernel = slot_linear_kernel.warmup(*arguments, grid=grid, **options)
+        _ = kernel.run  # loads the code onto the device, which its first launch would do
+
+
+def _launch_arguments(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    out: torch.Tensor,
+    grouping: Grouping,
+    first_slot: int,
+    config: SlotLinearConfig,
+) -> tuple[tuple[int, int], tuple[Any, ...], dict[str, Any]]:
+    """Return grid, arguments and compile-time options of the kernel."""
     num_tokens, num_outputs = x.shape[0], weight.shape[1]
-    out = x.new_empty(num_tokens, num_outputs)
     num_tiles = max_tiles(num_tokens, len(grouping.slot_starts) - 1)
     num_programs = num_tiles + triton.cdiv(num_tokens, _CLEARED_TOKENS)
     grid = (num_programs, triton.cdiv(num_outputs, config.block_n))
-    slot_linear_kernel[grid](
+    arguments = (
         x,
         weight,
         weight if bias is None else bias,
@@ -154,13 +192,15 @@ def launch(
         len(weight),
         num_outputs,
         x.shape[1],
-        HAS_BIAS=bias is not None,
-        TILE_M=TILE_TOKENS,
-        BLOCK_M=config.block_m,
-        BLOCK_N=config.block_n,
-        BLOCK_K=config.block_k,
-        BLOCK_CLEAR=_CLEARED_TOKENS,
-        num_warps=config.num_warps,
-        num_stages=config.num_stages,
     )
-    return out
+    options = {
+        "HAS_BIAS": bias is not None,
+        "TILE_M": TILE_TOKENS,
+        "BLOCK_M": config.block_m,
+        "BLOCK_N": config.block_n,
+        "BLOCK_K": config.block_k,
+        "BLOCK_CLEAR": _CLEARED_TOKENS,
+        "num_warps": config.num_warps,
+        "num_stages": config.num_stages,
+    }
+    return grid, arguments, options

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from shadow_kernels.ops.slot_linear.config import choose_config
+from shadow_kernels.ops.slot_linear.config import all_configs, choose_config
 from shadow_kernels.segments import TILE_TOKENS
 
 SHAPES = [
@@ -38,3 +38,15 @@ def test_a_block_is_whole_tiles_and_its_pipeline_fits_the_smallest_shared_memory
     assert config.block_m % TILE_TOKENS == 0
     stage = config.block_k * (config.block_m + config.block_n) * dtype.itemsize
     assert config.num_stages * stage <= 99 << 10
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("num_inputs", "num_outputs"), SHAPES)
+@pytest.mark.parametrize("max_tokens", [1, 3, 4, 64, 65, 512, 513, 4095, 4096, 9000])
+def test_all_configs_are_those_of_every_number_of_tokens(
+    dtype, num_inputs, num_outputs, max_tokens
+):
+    chosen = {choose_config(n, num_inputs, num_outputs, dtype) for n in range(1, max_tokens + 1)}
+    listed = all_configs(max_tokens, num_inputs, num_outputs, dtype)
+    assert set(listed) == chosen
+    assert len(listed) == len(chosen)
