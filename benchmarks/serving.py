@@ -210,6 +210,8 @@ def measure(case: Case, engines: dict[str, Contestant], repeats: int) -> Row:
     for _ in range(repeats):
         for name, engine in engines.items():
             times[name].append(engine.measure(own_case(case, name)))
+    for name, values in times.items():
+        print(f"  {case} {name}:", *(f"{ms:.3f}" for ms in values), file=sys.stderr)
     return Row(case, {name: statistics.median(values) for name, values in times.items()})
 
 

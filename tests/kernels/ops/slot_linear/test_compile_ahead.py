@@ -30,6 +30,17 @@ def test_no_step_waits_for_the_compiler(sizes, has_bias, monkeypatch):
         slot_linear(x, weight, bias, segments.grouping, 1)
     torch.cuda.synchronize()
     assert not compiled
-    # the hook does see a compilation
-    slot_linear(x[:, :-1], weight[:, :, :-1].contiguous(), bias, segments.grouping, 1)
+
+
+def test_the_hook_sees_a_compilation(monkeypatch):
+    compiled = []
+    monkeypatch.setattr(
+        knobs.runtime, "jit_post_compile_hook", lambda **event: compiled.append(event["repr"])
+    )
+    segments = StepSegments(8, NUM_SLOTS, "cuda")
+    segments.fill(popularity_slots("uniform", 8, NUM_SLOTS, seed=1))
+    x = torch.zeros(8, 37, dtype=torch.float16, device="cuda")
+    slot_linear(
+        x, torch.zeros(5, 41, 37, dtype=torch.float16, device="cuda"), None, segments.grouping
+    )
     assert compiled
