@@ -32,13 +32,21 @@ NUM_VERIFIED_ROWS = 256  # the oracle goes token by token
 
 # Qwen3-8B with the paper's backbone of 8 heads and an MLP of 256: qkv, o, up, down as (inputs, outputs).
 PROJECTIONS = [(4096, 3072), (1024, 4096), (4096, 512), (256, 4096)]
-BATCHES = [(1, 1), (8, 8), (32, 32), (128, 1), (128, 32), (2048, 2), (2048, 32), (8192, 8)]
+BATCHES = [(1, 1), (8, 8), (32, 32), (128, 1), (128, 32), (512, 8), (2048, 2), (2048, 32), (8192, 8)]
 
 DECODE = [
     SlotLinearConfig(16, block_n, block_k, num_warps, num_stages)
     for block_n, block_k, num_warps, num_stages in (
         (16, 128, 4, 4), (16, 128, 4, 6), (16, 256, 4, 4), (16, 256, 8, 3),
         (32, 128, 4, 4), (32, 128, 4, 6), (32, 256, 4, 3), (32, 256, 8, 4), (64, 128, 4, 4),
+    )
+]  # fmt: skip
+MEDIUM = [
+    SlotLinearConfig(block_m, block_n, block_k, num_warps, num_stages)
+    for block_m, block_n, block_k, num_warps, num_stages in (
+        (16, 32, 256, 4, 3), (16, 64, 128, 4, 4), (32, 32, 128, 4, 4), (32, 64, 128, 4, 4), (64, 32, 128, 4, 4),
+        (64, 32, 256, 4, 3), (64, 64, 128, 4, 4), (64, 64, 128, 8, 4), (64, 128, 128, 8, 3), (128, 32, 128, 4, 4),
+        (128, 64, 128, 8, 3),
     )
 ]  # fmt: skip
 PREFILL = [
@@ -69,7 +77,7 @@ class Shape:
         """Return the configurations that are worth a try."""
         if self.num_tokens <= 64:
             return DECODE
-        return [*DECODE[4:], *PREFILL] if self.num_tokens <= 512 else PREFILL
+        return MEDIUM if self.num_tokens <= 512 else PREFILL
 
 
 def name_of(config: SlotLinearConfig) -> str:
