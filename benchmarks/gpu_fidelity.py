@@ -4,9 +4,10 @@
 
 For Qwen3 and Llama shapes and every adapter kind, one mixed batch is generated greedily; the reference package then
 computes the same token sequences without cache, once in fp32 from the bf16-rounded weights (the truth) and once in bf16
-(what rounding alone does to the reference). Logprobs of the generated tokens are compared. A position counts for token
-agreement when the truth's two best tokens are at least `--tie-margin` apart. The pass bars: agreement >= 99%, and the
-engine no further from the truth than 1.5 times the reference's own bf16 (worst and mean).
+(what rounding alone does to the reference). Logprobs of the generated tokens are compared, and of the first few the
+whole distributions. A position counts for token agreement when the truth's two best tokens are at least `--tie-margin`
+apart. The pass bars: agreement >= 99%, Kullback-Leibler divergence of every distribution <= 5e-3, and the engine no
+further from the truth than 1.5 times the reference's own bf16 (worst and mean).
 
 The first family's engine is started again, now from vLLM's compile cache, and must give the same tokens; and stock vLLM
 answers the same batch without adapters, to count how many logprobs of the rows without adapter are equal bit for bit.
@@ -17,7 +18,9 @@ only there all of them can be equal.
 from __future__ import annotations
 
 import argparse
+import functools
 import gc
+import itertools
 import json
 import sys
 import tempfile
@@ -69,13 +72,17 @@ def build(
     return base, adapters
 
 
+MAX_DIVERGENCE = 5e-3
+NUM_DISTRIBUTIONS = 4  # of each request
+
 ENGINE = {
     "dtype": "bfloat16",
+    "max_logprobs": -1,
     "max_model_len": 1024,
     "max_num_batched_tokens": 512,
     "skip_tokenizer_init": True,
     "gpu_memory_utilization": 0.5,
-    "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16]},
+    "compilation_config": {"cudagraph_capture_sizes": [1, 2, 4, 8, 16, 32, 64]},
 }
 
 
@@ -85,7 +92,8 @@ def generate(
     rows: list[tuple[str | None, list[int]]],
     new_tokens: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Answer all rows in one batch, twice (the second time from the prefix cache); stock vLLM without `adapters`."""
+    """Answer all rows in one batch, twice (the second time from the prefix cache), and their first tokens once more
+    with whole distributions; stock vLLM without `adapters`."""
     from vllm import LLM, SamplingParams
 
     from shadow_runtime.vllm_bridge.offline import ShadowLLM
@@ -94,33 +102,60 @@ def generate(
     sampling = SamplingParams(
         temperature=0, max_tokens=new_tokens, logprobs=0, ignore_eos=True, detokenize=False
     )
+    whole = SamplingParams(
+        temperature=0,
+        max_tokens=NUM_DISTRIBUTIONS,
+        logprobs=-1,
+        ignore_eos=True,
+        detokenize=False,
+    )
     prompts = [{"prompt_token_ids": tokens} for _, tokens in rows]
     status: dict[str, Any] = {}
     if adapters is None:
         stock = LLM(model=str(base), **ENGINE)
         status["start_s"] = time.perf_counter() - started
-        passes = [stock.generate(prompts, sampling, use_tqdm=False) for _ in range(2)]
+        passes = [stock.generate(prompts, s, use_tqdm=False) for s in (sampling, sampling, whole)]
         stock.llm_engine.engine_core.shutdown()
     else:
         llm = ShadowLLM(str(base), adapters, max_resident_adapters=len(adapters), **ENGINE)
         status["start_s"] = time.perf_counter() - started
         names = [name for name, _ in rows]
-        passes = [llm.generate(prompts, sampling, adapters=names) for _ in range(2)]
+        passes = [llm.generate(prompts, s, adapters=names) for s in (sampling, sampling, whole)]
         status["runner"] = llm.worker_status()[0]["runner"]
         llm.shutdown()
     gc.collect()
     torch.cuda.empty_cache()
-    return [_answer(*both) for both in zip(*passes, strict=True)], status
+    return [_answer(*each) for each in zip(*passes, strict=True)], status
 
 
-def _answer(first: Any, second: Any) -> dict[str, Any]:
-    out = first.outputs[0]
+def _answer(first: Any, second: Any, third: Any) -> dict[str, Any]:
+    out, whole = first.outputs[0], third.outputs[0]
     return {
         "tokens": list(out.token_ids),
         "logprobs": [step[t].logprob for step, t in zip(out.logprobs, out.token_ids, strict=True)],
         "repeat_tokens": list(second.outputs[0].token_ids),
         "cached": second.num_cached_tokens,
+        "first_tokens": list(whole.token_ids),
+        "distributions": [{t: p.logprob for t, p in step.items()} for step in whole.logprobs],
     }
+
+
+def divergences(exact: torch.Tensor, tokens: list[int], answer: dict[str, Any]) -> list[float]:
+    """Return the Kullback-Leibler divergence of the engine's distribution from the truth, position by position.
+
+    Args:
+        exact: (num_tokens, vocab) fp32 logprobs of the positions that generated `tokens`.
+        tokens: generated; what follows the first one that differs in the other pass has another context.
+        answer: `first_tokens` and `distributions` of that pass.
+    """
+    found = []
+    for place, step in enumerate(answer["distributions"]):
+        if tokens[:place] != answer["first_tokens"][:place]:
+            break
+        engine = torch.full_like(exact[place], float("-inf"))
+        engine[list(step)] = torch.tensor(list(step.values())).to(engine)
+        found.append((exact[place].exp() * (exact[place] - engine)).sum().item())
+    return found
 
 
 def restart_and_stock(
@@ -149,17 +184,25 @@ def restart_and_stock(
     }
 
 
-@torch.no_grad()
-def truth(
-    kind: str | None, base: Path, adapter: Path | None, tokens: list[int], dtype: torch.dtype
-) -> torch.Tensor:
-    """Return the reference's logprobs (num_tokens, vocab) in fp32, its weights rounded to bf16, computed in `dtype`."""
+@functools.cache
+def reference_model(
+    kind: str | None, base: Path, adapter: Path | None, dtype: torch.dtype
+) -> torch.nn.Module:
+    """Return the reference package's model, its weights rounded to bf16, on the device in `dtype`."""
     import reference_adapters as support
 
     model = (
         support.load_base(base) if kind is None else support.load_adapter_model(kind, base, adapter)
     )
-    model = model.to("cuda", torch.bfloat16).to(dtype)
+    return model.to("cuda", torch.bfloat16).to(dtype)
+
+
+@torch.no_grad()
+def truth(
+    kind: str | None, base: Path, adapter: Path | None, tokens: list[int], dtype: torch.dtype
+) -> torch.Tensor:
+    """Return the reference's logprobs (num_tokens, vocab) in fp32, its weights rounded to bf16, computed in `dtype`."""
+    model = reference_model(kind, base, adapter, dtype)
     logits = model(input_ids=torch.tensor([tokens], device="cuda"), use_cache=False).logits[0]
     return logits.float().log_softmax(-1)
 
@@ -183,6 +226,7 @@ def compare(
     expected = exact.gather(1, chosen).squeeze(1)
     engine = (torch.tensor(answer["logprobs"], device="cuda") - expected).abs()
     reference = (rounded.gather(1, chosen).squeeze(1) - expected).abs()
+    divergence = divergences(exact, answer["tokens"], answer)
     top = exact.topk(2, dim=-1)
     clear = (top.values[:, 0] - top.values[:, 1]) >= margin
     agree = top.indices[:, 0] == chosen.squeeze(1)
@@ -197,6 +241,8 @@ def compare(
         "ties": int((~clear).sum()),
         "agree": int((agree & clear).sum()),
         "from_base": (exact - bare).abs().max().item(),
+        "divergence_max": max(divergence),
+        "distributions": len(divergence),
         "repeat_equal": answer["tokens"] == answer["repeat_tokens"],
         "cached": answer["cached"],
     }
@@ -211,7 +257,11 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
             "agreement": sum(r["agree"] for r in chosen) / clear,
             "clear": clear,
             "ties": sum(r["ties"] for r in chosen),
-            **{key: max(r[key] for r in chosen) for key in ("engine_max", "reference_bf16_max")},
+            "distributions": sum(r["distributions"] for r in chosen),
+            **{
+                key: max(r[key] for r in chosen)
+                for key in ("engine_max", "reference_bf16_max", "divergence_max")
+            },
             **{
                 key: sum(r[key] for r in chosen) / len(chosen)
                 for key in ("engine_mean", "reference_bf16_mean")
@@ -222,6 +272,7 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     bare = side([r for r in rows if r["row"] == "base"])
     passed = (
         adapted["agreement"] >= 0.99
+        and adapted["divergence_max"] <= MAX_DIVERGENCE
         and adapted["engine_max"] <= 1.5 * adapted["reference_bf16_max"]
         and adapted["engine_mean"] <= 1.5 * adapted["reference_bf16_mean"]
         and all(r["from_base"] > 0.05 for r in rows if r["row"] != "base")
@@ -229,10 +280,10 @@ def summarize(rows: list[dict[str, Any]]) -> dict[str, Any]:
     return {"adapters": adapted, "base": bare, "passed": passed, "rows": rows}
 
 
-def build_rows(adapters: dict[str, Path]) -> list[tuple[str | None, list[int]]]:
-    """Return two rows without adapter and two per adapter, prompts of 20 to 719 random tokens."""
+def build_rows(adapters: dict[str, Path], count: int) -> list[tuple[str | None, list[int]]]:
+    """Return requests without adapter and of each adapter in turn, prompts of 20 to 719 random tokens."""
     generator = torch.Generator().manual_seed(7)
-    names: list[str | None] = [None, *adapters] * 2
+    names = itertools.islice(itertools.cycle([None, *adapters]), count)
     return [
         (name, torch.randint(5, 4000, (20 + 37 * i % 700,), generator=generator).tolist())
         for i, name in enumerate(names)
@@ -243,7 +294,7 @@ def run_family(family: str, options: argparse.Namespace, *, is_first: bool) -> d
     """Return the report of one family."""
     with tempfile.TemporaryDirectory() as name:
         base, adapters = build(family, Path(name), options)
-        rows = build_rows(adapters)
+        rows = build_rows(adapters, options.requests)
         answers, status = generate(base, adapters, rows, options.new_tokens)
         extra = {"cold_start_s": status["start_s"], "runner": status["runner"]}
         if options.eager or (is_first and not options.no_restart):
@@ -256,6 +307,7 @@ def run_family(family: str, options: argparse.Namespace, *, is_first: bool) -> d
             compare(row, answer, base, adapters, options.tie_margin)
             for row, answer in zip(rows, answers, strict=True)
         ]
+    reference_model.cache_clear()
     return summarize(figures) | extra
 
 
@@ -270,6 +322,7 @@ def main() -> None:
     parser.add_argument("--hidden-size", type=int, default=1024)
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--new-tokens", type=int, default=48)
+    parser.add_argument("--requests", type=int, default=64)
     parser.add_argument("--tie-margin", type=float, default=0.05)
     parser.add_argument(
         "--no-restart", action="store_true", help="leave out the second and the stock engine"

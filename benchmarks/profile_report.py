@@ -2,6 +2,9 @@
 
     python benchmarks/profile_report.py FOLDER              every case, each engine over the base
     python benchmarks/profile_report.py FOLDER --kernels 12 and the kernels that take most of a step
+    python benchmarks/profile_report.py FOLDER --norm fused_add_rms_norm_2
+                                                            and what a boundary adds: the time from the end of the
+                                                            kernel in front of it to that of the norm behind it
 
 A step ends with the sampler's kernel (`--sampler`). It is timed from its first kernel to its last matrix product, which
 is the LM head: what follows and what comes before waits for the host and says nothing about the kernels. A kernel that
@@ -26,6 +29,7 @@ from contestant import KernelRun
 SAMPLER = "gumbel"
 PRODUCT = r"nvjet|gemm|cutlass|slot_linear"
 COPIES = re.compile(r"^Mem(cpy|set)")
+BOUNDARY = "boundary_"
 BASE = "base"
 
 
@@ -45,6 +49,19 @@ class Profile:
         return statistics.median(
             max(k.end_us for k in step) - step[0].start_us for step in self.steps
         )
+
+    def norm_us(self, norm: str) -> float:
+        """The median time from the end of the kernel in front of a norm, boundaries aside, to the norm's end."""
+        times = []
+        for step in self.steps:
+            previous: KernelRun | None = None
+            for run in step:
+                if BOUNDARY in run.name:
+                    continue
+                if norm in run.name and previous is not None:
+                    times.append(run.end_us - previous.end_us)
+                previous = run
+        return statistics.median(times) if times else float("nan")
 
     def totals(self) -> dict[str, tuple[float, float]]:
         """Return microseconds and launches of each kernel in a step, the means over the steps."""
@@ -109,7 +126,9 @@ def find_cases(folder: Path) -> dict[str, dict[str, Path]]:
     return cases
 
 
-def report(case: str, profiles: dict[str, Profile], num_kernels: int) -> list[str]:
+def report(
+    case: str, profiles: dict[str, Profile], num_kernels: int, norm: str | None
+) -> list[str]:
     """Return a case's lines."""
     base = profiles.get(BASE)
     lines = []
@@ -119,6 +138,8 @@ def report(case: str, profiles: dict[str, Profile], num_kernels: int) -> list[st
             f"{case:10} {engine:14} {profile.step_us:9.1f} us a step"
             f" (median of {len(profile.steps)}){ratio}"
         )
+        if norm is not None:
+            lines.append(f"    {profile.norm_us(norm):9.2f} us until a norm has ended")
         longest = sorted(profile.totals().items(), key=lambda item: -item[1][0])[:num_kernels]
         lines += [f"    {us:9.1f} us in {num:6.1f} launches  {name}" for name, (us, num) in longest]
     return lines
@@ -131,6 +152,7 @@ def main() -> int:
     )
     parser.add_argument("folder", type=Path)
     parser.add_argument("--kernels", type=int, default=0, metavar="N", help="of each engine")
+    parser.add_argument("--norm", help="part of the name of the norm behind a boundary")
     parser.add_argument("--sampler", default=SAMPLER, help="part of the name that ends a step")
     parser.add_argument("--product", default=PRODUCT, help="regular expression of products' names")
     parser.add_argument("--skip", type=int, default=2, metavar="N", help="first steps left out")
@@ -144,7 +166,7 @@ def main() -> int:
             engine: read_profile(path, options.sampler, options.product, options.skip)
             for engine, path in paths.items()
         }
-        print("\n".join(report(case, profiles, options.kernels)))
+        print("\n".join(report(case, profiles, options.kernels, options.norm)))
     return 0
 
 

@@ -66,6 +66,24 @@ def test_an_unfinished_step_is_left_out(tool):
     assert tool.split_steps(runs + rest, "gumbel", tool.PRODUCT, 0) == [runs[:1]]
 
 
+def test_a_boundary_costs_what_it_delays_the_norm_behind_it(tool):
+    def steps(boundary_us):
+        start = 10.0 if boundary_us else 0.0
+        runs = [tool.KernelRun("nvjet_a", start, 5.0)]
+        if boundary_us:  # begins before the product has ended, and the norm before the boundary has
+            runs.append(
+                tool.KernelRun("shadow::boundary_token_kernel", start + 4.0, 1.0 + boundary_us)
+            )
+        runs.append(tool.KernelRun("add_rms_norm_2", start + 5.5, 2.0 + boundary_us))
+        runs.append(tool.KernelRun("nvjet_head", start + 8.0 + boundary_us, 3.0))
+        return tool.Profile([runs])
+
+    assert steps(0.0).norm_us("norm_2") == pytest.approx(2.5)
+    assert steps(6.0).norm_us("norm_2") == pytest.approx(8.5)
+    (line,) = [x for x in tool.report("1x1", {"base": steps(0.0)}, 0, "norm_2") if "norm" in x]
+    assert line.split() == ["2.50", "us", "until", "a", "norm", "has", "ended"]
+
+
 def test_the_command_compares_engines_case_by_case(tmp_path):
     write_steps(tmp_path / "base-decode-8x8.json", layer_us=20.0)
     write_steps(tmp_path / "shadow-decode-8x8.json", layer_us=20.0, boundary_us=2.5)
