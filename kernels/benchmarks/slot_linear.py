@@ -32,7 +32,17 @@ NUM_VERIFIED_ROWS = 256  # the oracle goes token by token
 
 # Qwen3-8B with the paper's backbone of 8 heads and an MLP of 256: qkv, o, up, down as (inputs, outputs).
 PROJECTIONS = [(4096, 3072), (1024, 4096), (4096, 512), (256, 4096)]
-BATCHES = [(1, 1), (8, 8), (32, 32), (128, 1), (128, 32), (512, 8), (2048, 2), (2048, 32), (8192, 8)]
+BATCHES = [
+    (1, 1),
+    (8, 8),
+    (32, 32),
+    (128, 1),
+    (128, 32),
+    (512, 8),
+    (2048, 2),
+    (2048, 32),
+    (8192, 8),
+]
 
 DECODE = [
     SlotLinearConfig(16, block_n, block_k, num_warps, num_stages)

@@ -104,6 +104,9 @@ class SlotNorm(nn.Module):
 class SlotLinear(nn.Module):
     """Matrix product with each token's own weights; rows of other classes become zeros."""
 
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+
     def __init__(
         self,
         stacks: TensorStacks,
