@@ -92,8 +92,9 @@ def generate(
     rows: list[tuple[str | None, list[int]]],
     new_tokens: int,
 ) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-    """Answer all rows in one batch, twice (the second time from the prefix cache), and their first tokens once more
-    with whole distributions; stock vLLM without `adapters`."""
+    """Answer all rows in one batch: twice, the second time from the prefix cache, then the first tokens with whole
+    distributions. Stock vLLM without `adapters`.
+    """
     from vllm import LLM, SamplingParams
 
     from shadow_runtime.vllm_bridge.offline import ShadowLLM

@@ -18,6 +18,7 @@ from shadow_runtime.config import ShadowConfig, SlotClass
 from shadow_runtime.errors import ConfigError
 from shadow_runtime.vllm_bridge import backbone as backbone_module
 from shadow_runtime.vllm_bridge.backbone import (
+    ShadowBackbone,
     SlotLinear,
     SlotNorm,
     SlotRows,
@@ -166,6 +167,25 @@ def test_linear_rows_of_other_classes_are_exact_zeros(make_executor: Any, make_c
             assert row.isnan().all()
         else:
             assert torch.equal(row, torch.zeros(32))
+
+
+def test_every_product_is_compiled_for_the_largest_step(
+    make_config: Callable[..., ShadowConfig],
+    make_executor: Callable[[ShadowConfig], Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    executor = make_executor(make_config())
+    stacks, segments = executor.stacks.backbones[1], executor.segments
+    names = ("layers.0.qkv", "layers.0.down", "projection")
+    products = [SlotLinear(stacks, name, 2, segments) for name in names]
+    backbone = nn.ModuleList([nn.ModuleList(products[:2]), products[2]])
+    calls: list[tuple[Any, ...]] = []
+    monkeypatch.setattr(
+        backbone_module.shadow_kernels, "compile_slot_linear", lambda *call: calls.append(call)
+    )
+    ShadowBackbone.compile_ahead(backbone)  # type: ignore[arg-type]
+    assert [call[0].data_ptr() for call in calls] == [p.weight.data_ptr() for p in products]
+    assert {call[3:] for call in calls} == {(2, segments.max_tokens)}
 
 
 # Settings ----------------------------------------------------------------------------------------
