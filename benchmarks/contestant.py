@@ -30,7 +30,7 @@ class Job:
         mode: "base" (vLLM without this plugin), "lora" (vLLM's multi-LoRA) or "shadow".
         model: directory of the base.
         adapters: name to directory.
-        arguments: of `vllm.LLM`.
+        arguments: of `vllm.LLM`; for "shadow" of `ShadowLLM`, with a slot for each adapter unless they say more.
         environment: variables of the process.
         vocab: size of the base's vocabulary.
     """
@@ -218,8 +218,8 @@ def _start(job: Job) -> tuple[Any, list[Any]]:
     if job.mode == "shadow":
         from shadow_runtime.vllm_bridge.offline import ShadowLLM
 
-        count = max(1, len(job.adapters))
-        shadow = ShadowLLM(job.model, job.adapters, max_resident_adapters=count, **job.arguments)
+        arguments = {"max_resident_adapters": max(1, len(job.adapters))} | dict(job.arguments)
+        shadow = ShadowLLM(job.model, job.adapters, **arguments)
         return shadow.llm, [handle.request for handle in shadow.adapters.values()]
     requests = [
         LoRARequest(name, number, path)
