@@ -153,6 +153,7 @@ class AsyncAdapters:
         name: str,
         files: Files,
         *,
+        backbone_config: Path | str | None = None,
         can_replace: bool = True,
         wait: bool = True,
         on_progress: OnProgress | None = None,
@@ -161,14 +162,15 @@ class AsyncAdapters:
         """Publish files of this machine: a folder that `save_pretrained` wrote, or the files; see `publish`.
 
         They are read from the disk while they are sent. `on_progress` is told `uploading` with bytes, then the
-        server's stages.
+        server's stages. `backbone_config` is a file of this machine, too; a config.json among the files needs none.
 
         Raises:
-            FileNotFoundError: there is no adapter at `files`.
+            FileNotFoundError: there is no adapter at `files`, or no `backbone_config`.
         """
         asked = call.upload(
             name,
             files,
+            backbone_config=backbone_config,
             can_replace=can_replace,
             wait=wait,
             on_progress=on_progress,
@@ -207,12 +209,16 @@ class AsyncAdapters:
         self,
         files: Files,
         *,
+        backbone_config: Path | str | None = None,
         on_progress: OnProgress | None = None,
         timeout_seconds: float = LOAD_SECONDS,
     ) -> Validation:
         """Return what the server finds in files of this machine; see `upload` and `validate`."""
         asked = call.validate_upload(
-            files, on_progress=on_progress, timeout_seconds=timeout_seconds
+            files,
+            backbone_config=backbone_config,
+            on_progress=on_progress,
+            timeout_seconds=timeout_seconds,
         )
         return await self._session.run(asked)
 

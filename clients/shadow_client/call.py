@@ -12,7 +12,7 @@ from shadow_client.adapter import Adapter, AdapterVersion, Deletion, Hub, Model,
 from shadow_client.generation import ChatCompletion, Completion, Message, Prompt, request_body
 from shadow_client.info import ResponseInfo
 from shadow_client.retry import Safety
-from shadow_client.upload import Files, MultipartUpload, OnProgress, find_files
+from shadow_client.upload import Files, MultipartUpload, OnProgress, find_file, find_files
 from shadow_client.value import decode
 
 ResultT = TypeVar("ResultT")
@@ -123,6 +123,7 @@ def upload(
     name: str,
     files: Files,
     *,
+    backbone_config: Path | str | None,
     can_replace: bool,
     wait: bool,
     on_progress: OnProgress | None,
@@ -136,7 +137,7 @@ def upload(
         "/v1/adapters",
         _one_of(Adapter),
         Safety.REPEATABLE,
-        upload=MultipartUpload(fields, find_files(files), on_progress),
+        upload=_body(fields, files, backbone_config, on_progress),
         timeout_seconds=timeout_seconds,
     )
 
@@ -152,11 +153,12 @@ def validate(
 def validate_upload(
     files: Files,
     *,
+    backbone_config: Path | str | None,
     on_progress: OnProgress | None,
     timeout_seconds: float | None,
 ) -> Call[Validation]:
     """POST /v1/adapters/validate, with the files."""
-    body = MultipartUpload({}, find_files(files), on_progress)
+    body = _body({}, files, backbone_config, on_progress)
     return _validation(timeout_seconds, upload=body)
 
 
@@ -176,10 +178,19 @@ def _validation(
     )
 
 
+def _body(
+    fields: Mapping[str, str],
+    files: Files,
+    backbone_config: Path | str | None,
+    on_progress: OnProgress | None,
+) -> MultipartUpload:
+    return MultipartUpload(fields, find_files(files), on_progress, find_file(backbone_config))
+
+
 def _source_fields(source: Path | str | Hub, backbone_config: str | None) -> dict[str, Any]:
-    if isinstance(source, Hub):
-        return {"hub": {"repo": source.repo, "revision": source.revision}}
     config = {} if backbone_config is None else {"backbone_config": backbone_config}
+    if isinstance(source, Hub):
+        return {"hub": {"repo": source.repo, "revision": source.revision}} | config
     return {"path": str(source)} | config
 
 

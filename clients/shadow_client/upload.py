@@ -53,6 +53,13 @@ def find_files(source: Files) -> tuple[Path, ...]:
     return tuple(folder / name for name in names if name not in skipped)
 
 
+def find_file(path: Path | str | None) -> Path | None:
+    """Return the path of a single file; raises FileNotFoundError where there is none."""
+    if path is not None and not Path(path).is_file():
+        raise FileNotFoundError(f"there is no file '{path}'")
+    return None if path is None else Path(path)
+
+
 class MultipartUpload:
     """One body, which can be sent more than once: each time the files are opened again.
 
@@ -60,6 +67,7 @@ class MultipartUpload:
         fields: text fields, in front of the files.
         files: each is sent under its own name. Their sizes are taken now: one that changes while it is sent breaks
             the request.
+        backbone_config: sent as what it is, whatever its name.
         on_progress: told `uploading` after every piece; of a body that is sent again, from 0 again.
     """
 
@@ -68,13 +76,17 @@ class MultipartUpload:
         fields: Mapping[str, str],
         files: Sequence[Path],
         on_progress: OnProgress | None = None,
+        backbone_config: Path | None = None,
     ) -> None:
         self._boundary = secrets.token_hex(16)
         self._on_progress = on_progress
         head = "".join(self._field(name, value) for name, value in fields.items())
         self._parts: list[tuple[bytes, Path]] = []
-        for path in files:
-            self._parts.append(((head + self._file_head(path.name)).encode(), path))
+        parts = [("file", path) for path in files]
+        if backbone_config is not None:
+            parts.append(("backbone_config", backbone_config))
+        for part, path in parts:
+            self._parts.append(((head + self._file_head(part, path.name)).encode(), path))
             head = "\r\n"
         self._tail = f"\r\n--{self._boundary}--\r\n".encode()
         sizes = [len(head) + path.stat().st_size for head, path in self._parts]
@@ -91,10 +103,10 @@ class MultipartUpload:
     def _field(self, name: str, value: str) -> str:
         return f'--{self._boundary}\r\ncontent-disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'
 
-    def _file_head(self, name: str) -> str:
+    def _file_head(self, part: str, name: str) -> str:
         quoted = name.replace("\\", "%5C").replace('"', "%22").replace("\r", "").replace("\n", "")
         return (
-            f'--{self._boundary}\r\ncontent-disposition: form-data; name="file"; '
+            f'--{self._boundary}\r\ncontent-disposition: form-data; name="{part}"; '
             f'filename="{quoted}"\r\ncontent-type: application/octet-stream\r\n\r\n'
         )
 

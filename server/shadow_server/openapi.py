@@ -17,6 +17,7 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 from starlette.responses import HTMLResponse, JSONResponse
 
+from shadow_server.admin.upload import BACKBONE_CONFIG
 from shadow_server.engine import Engine
 from shadow_server.errors import CODE_RULES
 from shadow_server.operation import (
@@ -150,11 +151,16 @@ def _body(
         return {"$ref": f"{_REF}{model.__name__}"}
     fields = model.model_json_schema()
     described = {name: dict(field) for name, field in fields.get("properties", {}).items()}
-    files = {"type": "array", "items": {"type": "string", "format": "binary"}}
+    file = {"type": "string", "format": "binary"}
+    files = {"type": "array", "items": file}
+    backbone = {
+        **file,
+        "description": "The config of an explicit backbone, if it is not among the files.",
+    }
     return {
         "type": "object",
         "description": "The adapter's files, each under its own file name.",
-        "properties": described | {"files": files},
+        "properties": described | {"files": files, BACKBONE_CONFIG: backbone},
         "required": [*fields.get("required", []), "files"],
     }
 

@@ -9,7 +9,7 @@ import os
 from types import TracebackType
 
 from shadow_runtime.errors import AdapterFileError
-from shadow_runtime.store.budget import ByteBudget
+from shadow_runtime.store.budget import BACKBONE_FILE, ByteBudget
 from shadow_runtime.store.disk import storage_errors, write_all
 from shadow_runtime.store.staging import StagedArtifact, Staging
 
@@ -64,6 +64,7 @@ class UploadSession:
         self._staging = staging
         self._budget = budget
         self._writers: list[UploadWriter] = []
+        self._has_backbone_config = False
 
     def open(self, name: str) -> UploadWriter:
         """Return a writer of the new file `name`.
@@ -73,15 +74,25 @@ class UploadSession:
             StorageError: the file cannot be made.
         """
         self._budget.add_file(name)
-        writer = UploadWriter(name, self._staging.create(name), self._budget)
-        self._writers.append(writer)
-        return writer
+        return self._create(name)
+
+    def open_backbone_config(self) -> UploadWriter:
+        """Return a writer of the explicit backbone's config; it counts instead of a config.json among the files.
+
+        Raises:
+            AdapterFileError: it is there already.
+            StorageError: the file cannot be made.
+        """
+        if self._has_backbone_config:
+            raise AdapterFileError("the backbone config is there twice")
+        self._has_backbone_config = True
+        return self._create(BACKBONE_FILE)
 
     def finish(self, source_label: str) -> StagedArtifact:
         """Return the staged files; the session is over.
 
         Raises:
-            AdapterFileError: there is none; everything is discarded then.
+            AdapterFileError: there is none but for a backbone config; everything is discarded then.
         """
         self._close_writers()
         if not self._budget.names:
@@ -89,7 +100,9 @@ class UploadSession:
             raise AdapterFileError("the upload holds no file")
         return StagedArtifact(
             path=self._staging.path,
-            backbone_config=None,
+            backbone_config=self._staging.path / BACKBONE_FILE
+            if self._has_backbone_config
+            else None,
             num_bytes=self._budget.num_bytes,
             source=source_label,
             staging=self._staging,
@@ -99,6 +112,11 @@ class UploadSession:
         """Remove everything; does nothing when it is called again."""
         self._close_writers()
         self._staging.remove()
+
+    def _create(self, name: str) -> UploadWriter:
+        writer = UploadWriter(name, self._staging.create(name), self._budget)
+        self._writers.append(writer)
+        return writer
 
     def _close_writers(self) -> None:
         for writer in self._writers:

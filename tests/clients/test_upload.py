@@ -7,7 +7,7 @@ import pytest
 from python_multipart.multipart import MultipartParser
 
 from shadow_client.adapter import Progress
-from shadow_client.upload import PIECE_BYTES, MultipartUpload, find_files
+from shadow_client.upload import PIECE_BYTES, MultipartUpload, find_file, find_files
 
 
 def parts_of(upload, body):
@@ -50,6 +50,24 @@ def test_the_body_is_what_was_declared_and_can_be_sent_again(files):
     ]
     assert seen[-1] == Progress("uploading", len(first), len(first))
     assert len(seen) == 2 * 7  # head, three pieces, head, piece, tail
+
+
+def test_a_backbone_config_is_sent_as_what_it_is(files):
+    upload = MultipartUpload({}, files[:1], backbone_config=files[1])
+    body = b"".join(upload)
+    assert len(body) == upload.total_bytes
+    assert parts_of(upload, body) == [
+        (b'form-data; name="file"; filename="a.safetensors"', files[0].read_bytes()),
+        (b'form-data; name="backbone_config"; filename="b %221%22.json"', b"{}"),
+    ]
+
+
+def test_a_backbone_config_that_is_not_there_is_told_before_anything_is_sent(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no file"):
+        find_file(tmp_path / "missing.json")
+    with pytest.raises(FileNotFoundError, match="no file"):
+        find_file(tmp_path)
+    assert find_file(None) is None
 
 
 async def _collect(upload):

@@ -24,6 +24,9 @@ _MAX_FIELD_BYTES = 4096
 _BATCH_BYTES = 256 << 10
 _IDLE_SECONDS = 60.0
 
+BACKBONE_CONFIG = "backbone_config"
+"""The part that holds an explicit backbone's config, whatever its file is called."""
+
 
 class _Writer(Protocol):
     def write(self, data: bytes, /) -> object: ...
@@ -38,11 +41,12 @@ class UploadParser:
     Args:
         boundary: of the content type.
         session: takes the files; a name that no adapter file has is refused by it.
+            The part `backbone_config` is its explicit backbone's config.
     """
 
     def __init__(self, boundary: bytes, session: UploadSession) -> None:
         self.fields: dict[str, str] = {}
-        self.num_files = 0
+        self.num_files = 0  # of the adapter, without a backbone config
         self._session = session
         self._num_parts = 0
         self._headers: dict[bytes, bytes] = {}
@@ -112,7 +116,11 @@ class UploadParser:
             raise _malformed("a part has no form-data name")
         if b"content-transfer-encoding" in self._headers:
             raise _malformed("a part has a transfer encoding")
-        if b"filename" in options:
+        if name == BACKBONE_CONFIG:
+            if b"filename" not in options:
+                raise _malformed(f"'{BACKBONE_CONFIG}' is a file")
+            self._writer = self._session.open_backbone_config()
+        elif b"filename" in options:
             self._writer = self._session.open(_text(options[b"filename"], "a file's name"))
             self.num_files += 1
         elif name in self.fields:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -44,7 +44,10 @@ HubOption = Annotated[
 ]
 BackboneConfig = Annotated[
     str | None,
-    typer.Option(help="With --server-path: the config of an explicit shadow backbone, there."),
+    typer.Option(
+        help="The config of an explicit shadow backbone: beside FOLDER a file of this machine, with"
+        " --server-path one of the server's."
+    ),
 ]
 
 _HEADERS = ("name", "version", "state", "level", "pinned", "requests", "size", "digest")
@@ -87,17 +90,12 @@ def load(
     """Publish an adapter: a new name, or the next version of a known one."""
     source = _source(folder, server_path, hub)
     with connect(url, key, key_file) as client, progress_bar(name, is_quiet=json) as on_progress:
-        options = {"can_replace": replace, "wait": wait}
+        options: dict[str, Any] = {"can_replace": replace, "wait": wait}
+        options |= {"backbone_config": backbone_config, "on_progress": on_progress}
         if isinstance(source, _Upload):
-            made = client.adapters.upload(name, source.files, on_progress=on_progress, **options)
+            made = client.adapters.upload(name, source.files, **options)
         else:
-            made = client.adapters.publish(
-                name,
-                source,
-                backbone_config=backbone_config,
-                on_progress=on_progress,
-                **options,
-            )
+            made = client.adapters.publish(name, source, **options)
         if pin:
             made = client.adapters.pin(name)
     _show(made, json)
@@ -298,7 +296,9 @@ def _validate(
 ) -> Validation:
     with progress_bar("checking", is_quiet=is_quiet) as on_progress:
         if isinstance(source, _Upload):
-            return client.adapters.validate_upload(source.files, on_progress=on_progress)
+            return client.adapters.validate_upload(
+                source.files, backbone_config=backbone_config, on_progress=on_progress
+            )
         return client.adapters.validate(source, backbone_config=backbone_config)
 
 

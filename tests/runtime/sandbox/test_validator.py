@@ -50,6 +50,24 @@ async def test_an_operators_backbone_config_is_read(
     assert manifest.digest == expected.digest
 
 
+async def test_an_uploaded_backbone_config_is_read(
+    sandbox: SandboxValidator, originals: Path, geometry: BaseGeometry, tmp_path: Path
+) -> None:
+    session = ArtifactStore(tmp_path / "store").begin_upload()
+    for path in sorted((originals / "paper_explicit").iterdir()):
+        is_config = path.name == "config.json"
+        writer = session.open_backbone_config() if is_config else session.open(path.name)
+        with writer:
+            writer.write(path.read_bytes())
+    staged = session.finish("upload")
+    assert not (staged.path / "config.json").exists()
+    manifest = await sandbox.validate(str(staged.path), str(staged.backbone_config))
+    assert manifest.digest == load_adapter(originals / "paper_explicit", geometry).manifest.digest
+    with pytest.raises(ShadowError):
+        await sandbox.validate(str(staged.path))
+    staged.discard()
+
+
 @pytest.mark.parametrize("kind", KINDS)
 async def test_the_canonical_file_is_that_of_the_adapter(
     sandbox: SandboxValidator, originals: Path, geometry: BaseGeometry, kind: str, tmp_path: Path

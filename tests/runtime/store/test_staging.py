@@ -275,6 +275,42 @@ def test_upload_is_staged_as_it_came(store: ArtifactStore) -> None:
     assert store.commit(staged, "sha256:" + "1" * 64).num_bytes == 9
 
 
+def test_an_uploaded_backbone_config_is_kept_apart(store: ArtifactStore) -> None:
+    session = store.begin_upload()
+    for writer, data in (
+        (session.open_backbone_config(), b'{"own": 1}'),
+        (session.open("config.json"), b"{}"),
+        (session.open(TENSORS), b"tensors"),
+    ):
+        with writer:
+            writer.write(data)
+    staged = session.finish("upload")
+    assert staged.backbone_config is not None
+    assert staged.backbone_config.read_bytes() == b'{"own": 1}'
+    assert (staged.path / "config.json").read_bytes() == b"{}"
+    assert staged.num_bytes == 19
+    stored = store.commit(staged, "sha256:" + "2" * 64)
+    assert stored.backbone_config == stored.path / "backbone_config.json"
+
+
+def test_an_uploaded_backbone_config_comes_once_and_not_alone(store: ArtifactStore) -> None:
+    session = store.begin_upload()
+    session.open_backbone_config().write(b"{}")
+    with pytest.raises(AdapterFileError, match="twice"):
+        session.open_backbone_config()
+    with pytest.raises(AdapterFileError, match="no file"):
+        session.finish("upload")
+    assert staging_of(store) == []
+
+
+def test_an_uploaded_backbone_config_is_as_small_as_other_configs(tmp_path: Path) -> None:
+    session = ArtifactStore(tmp_path / "store", max_file_bytes=4 << 20).begin_upload()
+    writer = session.open_backbone_config()
+    writer.write(bytes(1 << 20))
+    with pytest.raises(AdapterFileError, match="over the limit"):
+        writer.write(b"x")
+
+
 @pytest.mark.parametrize(
     "name",
     [

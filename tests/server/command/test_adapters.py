@@ -65,12 +65,28 @@ def test_validation_ends_with_a_status_of_its_own(shell, write_adapter):
     assert "(adapter_tensor_invalid)" in out
 
 
+def test_a_folder_goes_with_a_backbone_config_of_this_machine(shell, write_adapter, tmp_path):
+    folder, config = write_adapter("explicit", "explicit"), tmp_path / "narrow.json"
+    config.write_text("{}")
+    with_config = ("--backbone-config", config)
+    assert shell("adapters", "validate", folder / "adapter.txt", *with_config)[0] == 0
+    status, out, _ = shell("adapters", "load", "e", folder / "adapter.txt", *with_config, "--json")
+    assert (status, json.loads(out)["stored_bytes"]) == (0, len("explicit") + 2)
+
+
 @pytest.mark.parametrize(
     ("words", "status", "message", "hint"),
     [
         (("versions", "nobody"), 5, "adapter_not_found", "adapters list"),
         (("load", "x", "--server-path", "/etc"), 4, "adapter_path_forbidden", "which uploads"),
         (("load", "x", "/nowhere"), 5, "there is no folder '/nowhere'", None),
+        (("load", "x", __file__, "--backbone-config", "/n"), 5, "there is no file '/n'", None),
+        (
+            ("load", "x", "--hub", "a/b@" + "0" * 40, "--backbone-config", "/n"),
+            1,
+            "goes with 'path' only",
+            None,
+        ),
         (("load", "x", "--hub", "a/b@" + "0" * 40), 4, "adapter_source_forbidden", "--hub-allow"),
         (("rollback", "a/../b"), 1, "is no adapter's name", None),
     ],
