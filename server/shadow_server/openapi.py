@@ -155,7 +155,7 @@ def _body(
     files = {"type": "array", "items": file}
     backbone = {
         **file,
-        "description": "The config of an explicit backbone, if it is not among the files.",
+        "description": "The config of an explicit backbone (JSON), if it is not among the files.",
     }
     return {
         "type": "object",

@@ -25,7 +25,7 @@ _BATCH_BYTES = 256 << 10
 _IDLE_SECONDS = 60.0
 
 BACKBONE_CONFIG = "backbone_config"
-"""The part that holds an explicit backbone's config, whatever its file is called."""
+"""The part that holds an explicit backbone's config, a file of any name or a text."""
 
 
 class _Writer(Protocol):
@@ -117,8 +117,6 @@ class UploadParser:
         if b"content-transfer-encoding" in self._headers:
             raise _malformed("a part has a transfer encoding")
         if name == BACKBONE_CONFIG:
-            if b"filename" not in options:
-                raise _malformed(f"'{BACKBONE_CONFIG}' is a file")
             self._writer = self._session.open_backbone_config()
         elif b"filename" in options:
             self._writer = self._session.open(_text(options[b"filename"], "a file's name"))
