@@ -1,4 +1,4 @@
-"""Seconds until an engine answers: stock vLLM, its multi-LoRA and this project, one after the other.
+"""Seconds until an engine is ready: stock vLLM, its multi-LoRA and this project, one after the other.
 
     python benchmarks/start_up.py                                     a random tiny shape on a CPU
     python benchmarks/start_up.py --model 8b --out result.json        the Qwen3-8B shape on a GPU
@@ -27,10 +27,9 @@ make_importable()
 from contestant import Contestant, Job  # noqa: E402
 from engine import SHAPES, environment, write_adapter, write_shape  # noqa: E402
 from lora_adapter import RANK, write_lora  # noqa: E402
+from serving import CPU_ENVIRONMENT, TINY  # noqa: E402
 
 ENGINES = ("base", "lora", "shadow")
-TINY = {"tiny": (256, 512, 4, 8, 2, True)}
-CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
 
 # What the phases of a start are called in vLLM's log.
 PHASES = {
@@ -61,7 +60,7 @@ class Start:
         return row | {"phases_s": self.phases}
 
 
-def parse(words: list[str] | None = None) -> argparse.Namespace:
+def parse() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -73,7 +72,7 @@ def parse(words: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--cold-only", action="store_true")
     parser.add_argument("--out", type=Path, help="JSON report")
     parser.add_argument("--logs", type=Path, help="folder for the engines' logs")
-    return parser.parse_args(words)
+    return parser.parse_args()
 
 
 class Starter:
