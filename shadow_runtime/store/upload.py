@@ -6,6 +6,7 @@ Runs in: API process. Imports neither torch nor vllm.
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from types import TracebackType
 
 from shadow_runtime.errors import AdapterFileError
@@ -64,7 +65,7 @@ class UploadSession:
         self._staging = staging
         self._budget = budget
         self._writers: list[UploadWriter] = []
-        self._has_backbone_config = False
+        self._backbone_config: Path | None = None
 
     def open(self, name: str) -> UploadWriter:
         """Return a writer of the new file `name`.
@@ -83,9 +84,9 @@ class UploadSession:
             AdapterFileError: it is there already.
             StorageError: the file cannot be made.
         """
-        if self._has_backbone_config:
+        if self._backbone_config is not None:
             raise AdapterFileError("the backbone config is there twice")
-        self._has_backbone_config = True
+        self._backbone_config = self._staging.path / BACKBONE_FILE
         return self._create(BACKBONE_FILE)
 
     def finish(self, source_label: str) -> StagedArtifact:
@@ -100,9 +101,7 @@ class UploadSession:
             raise AdapterFileError("the upload holds no file")
         return StagedArtifact(
             path=self._staging.path,
-            backbone_config=self._staging.path / BACKBONE_FILE
-            if self._has_backbone_config
-            else None,
+            backbone_config=self._backbone_config,
             num_bytes=self._budget.num_bytes,
             source=source_label,
             staging=self._staging,

@@ -90,8 +90,12 @@ def load(
     """Publish an adapter: a new name, or the next version of a known one."""
     source = _source(folder, server_path, hub)
     with connect(url, key, key_file) as client, progress_bar(name, is_quiet=json) as on_progress:
-        options: dict[str, Any] = {"can_replace": replace, "wait": wait}
-        options |= {"backbone_config": backbone_config, "on_progress": on_progress}
+        options: dict[str, Any] = {
+            "backbone_config": backbone_config,
+            "can_replace": replace,
+            "wait": wait,
+            "on_progress": on_progress,
+        }
         if isinstance(source, _Upload):
             made = client.adapters.upload(name, source.files, **options)
         else:
