@@ -11,6 +11,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
+import threading
 import time
 import uuid
 from argparse import Namespace
@@ -57,10 +59,13 @@ from shadow_runtime.vllm_bridge.serving_trace import observe_traces
 from shadow_runtime.vllm_bridge.serving_usage import UsageSink, observe_usage
 from shadow_runtime.vllm_bridge.version import installed_version
 
+logger = logging.getLogger(__name__)
+
 _PROBE_WAIT_SECONDS = 1.0
 _PROBE_FRESH_SECONDS = 1.0
 _DRAIN_POLL_SECONDS = 0.02
 _EXIT_SECONDS = 1.0
+_ABORT_WAIT_SECONDS = 1.0
 _CLIENT_LEFT_STATUS = 499
 
 _COMPLETION: TypeAdapter[Any] = TypeAdapter(CompletionRequest)
@@ -321,32 +326,47 @@ class VllmEngine:
         # vLLM's launcher shuts the engine down first, in a thread of its own; from then on requests
         # are refused and the readiness probe is red, so that a load balancer looks elsewhere. vLLM's
         # own drain knows only what the engine has, and a request that was let in before may reach it
-        # later: so the requests themselves are waited for. What is left then gets no more output, and
-        # the HTTP server would wait for it for ever: it is ended as aborted.
+        # later: so the requests themselves are waited for. What is left then would end as a failure of
+        # the engine, whose processes are stopped, or get no more output, and the HTTP server would
+        # wait for it for ever: it is ended as aborted, first, and what came in meanwhile behind it.
         shutdown = self._client.shutdown
-        loop = asyncio.get_running_loop()
+        loop, loop_thread = asyncio.get_running_loop(), threading.get_ident()
 
         def stop(timeout: float | None = None) -> None:
             self._is_stopping = True
-            shutdown(timeout=self._drain(timeout))
+            # Without a time the server is gone already. Within the loop, where vLLM calls once more at its very end,
+            # nothing that is waited for could happen.
+            if timeout is not None and threading.get_ident() != loop_thread:
+                timeout = self._drain(timeout)
+                self._wait_for_abort(loop)
+            shutdown(timeout=timeout)
             with contextlib.suppress(RuntimeError):  # the loop has ended: nobody waits
-                loop.call_soon_threadsafe(self._abort_unfinished)
+                loop.call_soon_threadsafe(self._end_unfinished)
 
         self._client.shutdown = partial(stop)  # type: ignore[method-assign]
 
-    def _drain(self, timeout: float | None) -> float | None:
-        """Wait until all requests have ended; returns how much of `timeout` is left for the engine's processes.
-
-        Without a timeout nothing is waited for: the server is gone already.
-        """
-        if timeout is None:
-            return None
+    def _drain(self, timeout: float) -> float:
+        """Wait until all requests have ended; returns how much of `timeout` is left for the engine's processes."""
         stop_at = time.monotonic() + timeout
         while self._num_requests() > 0 and time.monotonic() < stop_at:
             time.sleep(_DRAIN_POLL_SECONDS)
         return max(_EXIT_SECONDS, stop_at - time.monotonic())
 
-    def _abort_unfinished(self) -> None:
+    def _wait_for_abort(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Abort all requests, in the engine too, so that it has no work when it is told to stop; not within the loop."""
+        if not loop.is_running():
+            return  # nobody waits
+        aborted = asyncio.run_coroutine_threadsafe(self._abort_unfinished(), loop)
+        try:
+            aborted.result(_ABORT_WAIT_SECONDS)
+        except Exception:  # the engine is stopped all the same
+            logger.exception("requests could not be aborted before the engine stops")
+
+    async def _abort_unfinished(self) -> None:
+        processor: Any = self._client.output_processor  # type: ignore[attr-defined]
+        await self._client.abort(list(processor.request_states), internal=True)  # type: ignore[call-arg]
+
+    def _end_unfinished(self) -> None:
         processor: Any = self._client.output_processor  # type: ignore[attr-defined]
         processor.abort_requests(list(processor.request_states), internal=True)
 

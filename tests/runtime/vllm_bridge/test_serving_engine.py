@@ -203,7 +203,11 @@ async def test_schemas_describe_every_generation_route():
     assert len(schemas["/tokenize"]["anyOf"]) == 2
 
 
-def make_engine(*words, registry=None, on_shutdown=lambda timeout: None):
+async def no_abort(request_ids, internal):
+    """As vLLM's: nothing to abort."""
+
+
+def make_engine(*words, registry=None, on_shutdown=lambda timeout: None, on_abort=no_abort):
     """Return an engine over a client that is never asked for anything."""
     parser = make_parser()
     args = parse(parser, ["base", *words])
@@ -212,6 +216,7 @@ def make_engine(*words, registry=None, on_shutdown=lambda timeout: None):
         errored=False,
         shutdown=lambda timeout=None: on_shutdown(timeout),
         output_processor=OutputProcessor(None, log_stats=True),
+        abort=on_abort,
     )
     return VllmEngine(client, args, None, ("generate",), registry, EngineControl(client, None))
 
@@ -359,3 +364,42 @@ async def test_requests_have_no_more_than_their_time():
     assert told == [1.0]  # the processes' own time to end
     await asyncio.to_thread(engine._client.shutdown)
     assert told == [1.0, None]
+
+
+async def test_what_has_not_ended_in_time_is_aborted_before_the_engine_is_stopped():
+    events = []
+    engine = make_engine(
+        on_shutdown=lambda _: events.append("stopped"), on_abort=lambda *a, **k: abort(*a, **k)
+    )
+    states = engine._client.output_processor.request_states
+
+    async def abort(request_ids, internal):
+        await asyncio.sleep(0)
+        events.append((request_ids, internal))
+        states.clear()
+
+    states["late"] = None
+    engine.drain_with(lambda: len(states))
+    await asyncio.to_thread(engine._client.shutdown, timeout=0.1)
+    assert events == [(["late"], True), "stopped"]
+
+
+async def test_an_engine_that_cannot_abort_is_stopped_all_the_same(caplog):
+    events = []
+
+    async def abort(request_ids, internal):
+        raise RuntimeError("gone")
+
+    engine = make_engine(on_shutdown=events.append, on_abort=abort)
+    engine.drain_with(lambda: 1)
+    await asyncio.to_thread(engine._client.shutdown, timeout=0.1)
+    assert events == [1.0]
+    assert "could not be aborted" in caplog.text
+
+
+async def test_a_shutdown_within_the_loop_does_not_wait_for_the_loop():
+    events = []
+    engine = make_engine(on_shutdown=events.append)
+    engine.drain_with(lambda: pytest.fail("nothing can end meanwhile"))
+    engine._client.shutdown(timeout=60)
+    assert events == [60]
