@@ -111,6 +111,8 @@ _ERRORS = {
 class EngineControl:
     """Adapter operations on an asynchronous engine client, keyed by digest: the registry's `AdapterLoader`.
 
+    Under data parallelism every replica holds every adapter, so a request may go to any of them.
+
     Calls of one digest must not be concurrent; calls of different digests may be.
     Failure behaviour: an adapter that does not load leaves the engine as it was.
     """
@@ -177,10 +179,16 @@ class EngineControl:
         shard = ShardPlan((0, base.num_layers), has_backbone=True, size=ranks)
         element_bytes = self._engine.model_config.dtype.itemsize
         class_index = choose_class(config, manifest)
-        return ranks * slot_bytes(config, class_index, base.hidden_size, shard, element_bytes)
+        num_shards = self.num_engines * ranks
+        return num_shards * slot_bytes(config, class_index, base.hidden_size, shard, element_bytes)
+
+    @property
+    def num_engines(self) -> int:
+        """How many engine cores this process sends requests to: the replicas under data parallelism, else one."""
+        return len(self._core.core_engines)
 
     async def worker_status(self) -> list[dict[str, Any]]:
-        """Return one state per worker.
+        """Return one state per worker of every engine core.
 
         Keys: active, num_slots, num_free_slots, resident (digest to slot), pinned and held (digests), host_bytes, rank,
         runner.
@@ -209,4 +217,12 @@ class EngineControl:
         return outcome
 
     async def _call(self, method: str, *arguments: str) -> list[Any]:
-        return await self._engine.collective_rpc(method, args=arguments)
+        # The client's own `collective_rpc` asks all cores, too, and drops what all but the first say.
+        answers = await self._core.call_utility_all_async(
+            "collective_rpc", method, None, arguments, None
+        )
+        return [worker for engine in answers for worker in engine]
+
+    @property
+    def _core(self) -> Any:
+        return self._engine.engine_core  # type: ignore[attr-defined]

@@ -316,7 +316,7 @@ class VllmEngine:
             workers = await self.control.worker_status()
         except Exception as error:
             return f"The workers could not be asked: {type(error).__name__}"
-        expected = self._client.vllm_config.parallel_config.world_size
+        expected = self.control.num_engines * self._client.vllm_config.parallel_config.world_size
         if len(workers) < expected:
             return f"{len(workers)} of {expected} workers answered"
         inactive = sum(not worker["active"] for worker in workers)
@@ -353,7 +353,10 @@ class VllmEngine:
         return max(_EXIT_SECONDS, stop_at - time.monotonic())
 
     def _wait_for_abort(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Abort all requests, in the engine too, so that it has no work when it is told to stop; not within the loop."""
+        """Abort all requests, in the engine too, so that it has no work when it is told to stop.
+
+        Blocks: never called within the loop.
+        """
         if not loop.is_running():
             return  # nobody waits
         aborted = asyncio.run_coroutine_threadsafe(self._abort_unfinished(), loop)

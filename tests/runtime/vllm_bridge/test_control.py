@@ -31,19 +31,36 @@ def through_the_wire(answers: list[Any]) -> list[Any]:
 
 
 class FakeEngine:
-    """Answers the RPCs that `EngineControl` sends as vLLM's workers do, from real residencies."""
+    """Answers the RPCs that `EngineControl` sends as vLLM's workers do, from real residencies.
 
-    def __init__(self, workers: list[Any]) -> None:
-        self.workers = workers
+    Attributes:
+        cores: the workers of each engine core.
+    """
+
+    def __init__(self, *cores: list[Any]) -> None:
+        self.cores = cores
+        self.engine_core = SimpleNamespace(
+            core_engines=[str(rank).encode() for rank in range(len(cores))],
+            call_utility_all_async=self.call_utility,
+        )
         self.calls: list[str] = []
         self.model_config = SimpleNamespace(dtype=torch.float32)
         self.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(tensor_parallel_size=1))
 
-    async def collective_rpc(self, method: str, args: tuple[Any, ...] = ()) -> list[Any]:
+    @property
+    def workers(self) -> list[Any]:
+        return [worker for core in self.cores for worker in core]
+
+    async def call_utility(self, utility: str, method: str, *rest: Any) -> list[list[Any]]:
+        (seconds, args, keywords) = rest
+        assert (utility, seconds, keywords) == ("collective_rpc", None, None)
         self.calls.append(method)
         # As vLLM does it, an RPC is answered after the caller has been suspended.
         await asyncio.sleep(0)
-        return through_the_wire([self.answer(w.residency, method, args) for w in self.workers])
+        return [
+            through_the_wire([self.answer(w.residency, method, args) for w in core])
+            for core in self.cores
+        ]
 
     def answer(self, residency: Any, method: str, args: tuple[Any, ...]) -> Any:
         worker = SimpleNamespace(_residency=lambda: residency)
@@ -53,10 +70,13 @@ class FakeEngine:
         return getattr(ShadowWorker, method)(worker, *args)
 
 
-@pytest.fixture
-def engine(make_worker: Callable[..., Any]) -> FakeEngine:
-    """Return an engine of two workers."""
-    return FakeEngine([make_worker(**OPTIONS), make_worker(**OPTIONS)])
+@pytest.fixture(params=["workers", "replicas"])
+def engine(request: pytest.FixtureRequest, make_worker: Callable[..., Any]) -> FakeEngine:
+    """Return an engine of two workers, and two engines of one."""
+    first, second = make_worker(**OPTIONS), make_worker(**OPTIONS)
+    return (
+        FakeEngine([first, second]) if request.param == "workers" else FakeEngine([first], [second])
+    )
 
 
 OPTIONS = {"max_pinned_adapters": 1}
@@ -258,9 +278,10 @@ async def test_host_bytes_are_what_the_workers_hold(
 ) -> None:
     await control.load(library.manifests[name])
     (status, _) = await control.worker_status()
+    held_bytes = control.num_engines * status["host_bytes"]
     # The flags and the scale, four bytes a layer and four, are not counted as tensors.
-    extra = control.host_bytes(library.manifests[name]) - status["host_bytes"]
-    assert extra == 4 * library.base.num_layers + 4
+    extra = control.host_bytes(library.manifests[name]) - held_bytes
+    assert extra == control.num_engines * (4 * library.base.num_layers + 4)
 
 
 def test_an_adapter_outside_every_slot_class_is_refused_on_inspection(

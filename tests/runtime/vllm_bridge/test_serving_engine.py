@@ -217,6 +217,7 @@ def make_engine(*words, registry=None, on_shutdown=lambda timeout: None, on_abor
         shutdown=lambda timeout=None: on_shutdown(timeout),
         output_processor=OutputProcessor(None, log_stats=True),
         abort=on_abort,
+        engine_core=SimpleNamespace(core_engines=[b"only"]),
     )
     return VllmEngine(client, args, None, ("generate",), registry, EngineControl(client, None))
 
@@ -283,9 +284,12 @@ async def test_only_known_routes_are_attached(adapters):
     }
 
 
-async def test_readiness_asks_every_worker():
+@pytest.mark.parametrize(("num_engines", "world_size"), [(1, 2), (2, 1)])
+async def test_readiness_asks_every_worker(num_engines, world_size):
     engine = make_engine()
-    engine._client.vllm_config = SimpleNamespace(parallel_config=SimpleNamespace(world_size=2))
+    engine._client.engine_core.core_engines = [b"core"] * num_engines
+    parallel = SimpleNamespace(world_size=world_size)
+    engine._client.vllm_config = SimpleNamespace(parallel_config=parallel)
 
     async def reason_of(workers):
         async def worker_status():
