@@ -37,8 +37,8 @@ class AdapterHandle:
     Attributes:
         name: its name in requests.
         manifest: what it is.
-        request: the vLLM request that selects it. Its `lora_name` carries the digest, `name@<8 digits>`: vLLM treats
-            requests of equal name as equal, and during a hot swap two versions are in one batch.
+        request: the vLLM request that selects it. Its `lora_name` is the digest: vLLM treats requests of equal name
+            as equal, and during a hot swap two versions are in one batch.
     """
 
     name: str

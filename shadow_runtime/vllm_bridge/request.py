@@ -3,8 +3,9 @@
 Runs in: API process (builds) | engine core (keys prefix blocks) | GPU worker (reads).
 
 vLLM keys prefix-cache blocks by the request's name and path, compares requests by name alone and indexes everything
-else by a 32-bit id. So all three carry the digest: bytes that change become another name, path and id, and a replaced
-file can never meet cached keys and values of its predecessor.
+else by a 32-bit id. So all three are of the digest: bytes that change become another name, path and id, and a replaced
+file can never meet cached keys and values of its predecessor, while two names of the same bytes share theirs. What
+people call the adapter travels in `base_model_name`, which vLLM shows in lists of models only and no key holds.
 """
 
 from __future__ import annotations
@@ -66,10 +67,15 @@ def adapter_int_id(digest: str) -> int:
 
 
 def build_request(name: str, manifest: AdapterManifest) -> LoRARequest:
-    """Return the vLLM request of an adapter; its `lora_name` is `<name>@<first 8 digits of the digest>`."""
-    short = manifest.digest.removeprefix("sha256:")[:8]
+    """Return the vLLM request of an adapter; its `lora_name` is the digest."""
     return LoRARequest(
-        lora_name=f"{name}@{short}",
+        lora_name=manifest.digest,
         lora_int_id=adapter_int_id(manifest.digest),
         lora_path=AdapterSource.of(manifest).to_uri(),
+        base_model_name=name,
     )
+
+
+def adapter_name(request: LoRARequest | None) -> str | None:
+    """Return the name that `request` was built with; None for the base model."""
+    return None if request is None else request.base_model_name

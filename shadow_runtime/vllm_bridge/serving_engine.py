@@ -47,13 +47,12 @@ from shadow_runtime.registry import AdapterEntry, AdapterRegistry
 from shadow_runtime.types import RequestTag, SequenceState
 from shadow_runtime.vllm_bridge.control import EngineControl
 from shadow_runtime.vllm_bridge.engine_args import StartPlan
-from shadow_runtime.vllm_bridge.request import build_request
+from shadow_runtime.vllm_bridge.request import adapter_name, build_request
 from shadow_runtime.vllm_bridge.request_tag import apply_tag
 from shadow_runtime.vllm_bridge.serving_request import (
     PROBE_PREFIX,
     RequestObserver,
     RequestSink,
-    adapter_name,
 )
 from shadow_runtime.vllm_bridge.serving_trace import observe_traces
 from shadow_runtime.vllm_bridge.serving_usage import UsageSink, observe_usage
@@ -205,9 +204,7 @@ class VllmEngine:
         models = app.state.openai_serving_models
         models.lora_requests = AdapterRequests(self.adapters)
         base_name = models.model_name
-        models.model_name = lambda lora=None: (
-            base_name() if lora is None else adapter_name(lora.lora_name)
-        )
+        models.model_name = lambda lora=None: base_name() if lora is None else adapter_name(lora)
 
     def observe_requests(self, sink: RequestSink) -> None:
         """Tell `sink` of every sequence from now on."""
@@ -378,7 +375,7 @@ def _drop_request_info(client: Any) -> None:
     """Take vLLM's `vllm:lora_requests_info` off /metrics; the server shows one of the same name and labels.
 
     vLLM's has a sample for every combination of adapters that ever ran together, without bound, lists every adapter as
-    running and as waiting alike, and names them `name@<digits>`, which no router's request does. Can go once it is
+    running and as waiting alike, and has their digests for names, which no router's request does. Can go once it is
     bounded.
     """
     manager = getattr(client, "logger_manager", None)

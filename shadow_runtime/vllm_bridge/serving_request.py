@@ -23,6 +23,7 @@ from typing import Any, Protocol
 
 from shadow_runtime.errors import UnsupportedStackError
 from shadow_runtime.types import DEFAULT_TENANT, RequestOrigin, SequenceState
+from shadow_runtime.vllm_bridge.request import adapter_name
 from shadow_runtime.vllm_bridge.request_tag import TENANT_KEY
 
 PROBE_PREFIX = "shadow-probe-"
@@ -62,11 +63,6 @@ class RequestSink(Protocol):
         ...
 
 
-def adapter_name(lora_name: str | None) -> str | None:
-    """Return the adapter's name in a vLLM request name, `name@<digits>`; None for the base model."""
-    return None if lora_name is None else lora_name.rpartition("@")[0] or lora_name
-
-
 class RequestObserver:
     """Watches one output processor.
 
@@ -101,7 +97,7 @@ class RequestObserver:
         if state is None:
             return
         is_probe = str(state.external_req_id).startswith(PROBE_PREFIX)
-        setattr(state, _ORIGIN, None if is_probe else _origin_of(request, state))
+        setattr(state, _ORIGIN, None if is_probe else _origin_of(request))
 
     def output(self, req_state: Any, output: Any, timestamp: Any, stats: Any) -> None:
         """Pass on what one output of a sequence adds to vLLM's statistics. Called for every token."""
@@ -157,10 +153,10 @@ def find_origin(req_state: Any) -> RequestOrigin | None:
     return found
 
 
-def _origin_of(request: Any, state: Any) -> RequestOrigin:
+def _origin_of(request: Any) -> RequestOrigin:
     params = request.sampling_params
     fields = {} if params is None else params.extra_args or {}
-    return RequestOrigin(adapter_name(state.lora_name), fields.get(TENANT_KEY, DEFAULT_TENANT))
+    return RequestOrigin(adapter_name(request.lora_request), fields.get(TENANT_KEY, DEFAULT_TENANT))
 
 
 def _age_seconds(state: Any, now: float) -> float:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from engine_session import BLOCK_SIZE, Row, answer_rows, shadow_engine
+from shadow_runtime.vllm_bridge.request import adapter_name
 from version_canary import (
     BASE,
     MIXED,
@@ -69,6 +70,15 @@ def test_new_bytes_start_without_a_prefix_and_old_ones_find_theirs(
     assert said(llm, "peft") == (NUM_TOKENS * (token_of(101),), 0)
 
 
+def test_another_name_of_the_same_bytes_finds_the_prefix(
+    llm: Any, engine: Any, tmp_path: Path
+) -> None:
+    publish(llm, engine, tmp_path, 7)
+    assert said(llm, "hot") == (NUM_TOKENS * (token_of(7),), 0)
+    llm.load_adapter("twin", tmp_path / "7")
+    assert said(llm, "twin") == (NUM_TOKENS * (token_of(7),), NUM_CACHED)
+
+
 def test_without_the_digest_in_the_key_stale_blocks_show(
     llm: Any, engine: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,7 +86,7 @@ def test_without_the_digest_in_the_key_stale_blocks_show(
 
     def name_only(request: Any) -> list[tuple[str, str]]:
         lora = request.lora_request
-        return [("lora", lora.lora_name.partition("@")[0])] if lora else []
+        return [("lora", adapter_name(lora))] if lora else []
 
     monkeypatch.setattr(kv_cache_utils, "_gen_lora_extra_hash_keys", name_only)
     publish(llm, engine, tmp_path, 7)

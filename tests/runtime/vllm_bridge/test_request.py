@@ -6,12 +6,19 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from vllm.lora.request import LoRARequest
 
 from shadow_runtime.errors import AdapterConfigError
-from shadow_runtime.vllm_bridge.request import AdapterSource, adapter_int_id, build_request
+from shadow_runtime.vllm_bridge.request import (
+    AdapterSource,
+    adapter_int_id,
+    adapter_name,
+    build_request,
+)
 
 DIGEST = "sha256:" + "3f" * 32
 HEX = st.text("0123456789abcdef", min_size=64, max_size=64)
@@ -104,15 +111,26 @@ def manifest(library: Any) -> Any:
     return library.manifests["a"]
 
 
-def test_name_path_and_id_all_carry_the_digest(manifest: Any) -> None:
+def test_name_path_and_id_are_of_the_digest(manifest: Any) -> None:
     # vLLM compares requests by name, keys prefix blocks by name and path, and the rest by id.
     first = build_request("math", manifest)
     other = build_request("math", replace(manifest, digest=DIGEST))
-    assert first.lora_name == f"math@{manifest.digest[7:15]}"
+    assert first.lora_name == manifest.digest
     assert first != other
     assert first.lora_name != other.lora_name
     assert first.lora_path != other.lora_path
     assert first.lora_int_id != other.lora_int_id
+
+
+def test_two_names_of_one_digest_differ_in_nothing_that_vllm_goes_by(manifest: Any) -> None:
+    requests = [build_request(name, manifest) for name in ("math", "acme/sums")]
+    assert len({(r.lora_name, r.lora_path, r.lora_int_id) for r in requests}) == 1
+    assert requests[0] == requests[1]
+    assert [adapter_name(request) for request in requests] == ["math", "acme/sums"]
+    # As the engine core gets them.
+    sent = msgspec.msgpack.decode(msgspec.msgpack.encode(requests), type=list[LoRARequest])
+    assert [adapter_name(request) for request in sent] == ["math", "acme/sums"]
+    assert adapter_name(None) is None
 
 
 def test_a_request_leads_back_to_the_files(manifest: Any) -> None:
@@ -121,12 +139,6 @@ def test_a_request_leads_back_to_the_files(manifest: Any) -> None:
     configured = replace(manifest, backbone_config="/c/config.json")
     source = AdapterSource.from_uri(build_request("math", configured).lora_path)
     assert source.backbone_config == "/c/config.json"
-
-
-def test_two_names_of_one_adapter_share_its_id(manifest: Any) -> None:
-    one, two = build_request("one", manifest), build_request("two", manifest)
-    assert one.lora_int_id == two.lora_int_id
-    assert one != two
 
 
 def test_the_request_survives_vllms_encoding(manifest: Any) -> None:

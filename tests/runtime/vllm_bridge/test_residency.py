@@ -226,7 +226,7 @@ def test_two_names_of_one_digest_share_a_slot(worker: Any) -> None:
     assert worker.residency.add_adapter(worker.request("two", "a")) is False
     assert len(worker.residency.list_adapters()) == 1
     requests = {worker.request("one", "a"), worker.request("two", "a")}
-    assert len(requests) == 2
+    assert len(requests) == 1  # one adapter to vLLM
     ids = (worker.id_of("a"),) * 2
     worker.residency.set_active_adapters(requests, LoRAMapping(ids, ids))
     assert len(set(worker.slots(2))) == 1

@@ -22,11 +22,10 @@ from shadow_runtime.catalog.record import ArtifactRecord, VersionRecord
 from shadow_runtime.registry import AdapterEntry, AdapterState
 from shadow_runtime.types import AdapterName, RequestTag
 from shadow_runtime.vllm_bridge.control import EngineControl
-from shadow_runtime.vllm_bridge.request import AdapterSource, adapter_int_id
+from shadow_runtime.vllm_bridge.request import AdapterSource, adapter_int_id, adapter_name
 from shadow_runtime.vllm_bridge.request_tag import combine_salts, running_request, tag_fields
 from shadow_runtime.vllm_bridge.serving_args import make_parser, parse
 from shadow_runtime.vllm_bridge.serving_engine import AdapterRequests, VllmEngine
-from shadow_runtime.vllm_bridge.serving_request import adapter_name
 from shadow_server.app import build_app
 from shadow_server.fake_engine import FakeEngine
 from shadow_server.settings import ServerSettings
@@ -78,8 +77,8 @@ def test_vllm_shows_the_name_that_people_see(library, tenant, shown):
     entry = make_entry(library, "math", "a", tenant=tenant)
     registry.live = [entry]
     request = AdapterRequests(registry)[entry.key]
-    assert request.lora_name == f"{shown}@{entry.digest[7:15]}"
-    assert adapter_name(request.lora_name) == shown
+    assert request.lora_name == entry.digest
+    assert adapter_name(request) == shown
 
 
 def test_vllm_finds_no_adapter_by_content_type(library):

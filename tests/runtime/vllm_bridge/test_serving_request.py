@@ -22,7 +22,6 @@ from shadow_runtime.vllm_bridge.request_tag import tag_fields
 from shadow_runtime.vllm_bridge.serving_request import (
     PROBE_PREFIX,
     RequestObserver,
-    adapter_name,
 )
 from shadow_runtime.vllm_bridge.serving_usage import observe_usage
 
@@ -67,7 +66,7 @@ class Engine:
             sampling_params=params,
             pooling_params=None,
             arrival_time=arrival,
-            lora_request=lora and LoRARequest(lora, 1, "/nowhere"),
+            lora_request=lora and LoRARequest("sha256:1", 1, "/nowhere", lora),
             cache_salt=None,
             data_parallel_rank=None,
         )
@@ -100,7 +99,7 @@ def test_each_observation_has_its_origin_and_the_engines_own_value(usage_first):
     engine = Engine()
     if usage_first:  # the other observer of the same methods
         observe_usage(engine.processor, SimpleNamespace(observe_usage=lambda *_: None))
-    engine.add(lora="math@12345678")
+    engine.add(lora="math")
     engine.step(10.0, events=queued_and_scheduled(7.0, 9.5), prefill=prefill_stats(3))
     first, tokens = engine.take()
     assert first == ("first", MATH, engine.stats.time_to_first_tokens_iter[0], 2.5)
@@ -166,7 +165,7 @@ def test_without_statistics_nothing_is_passed_on_but_life_is_seen():
 
 def test_sequences_wait_until_their_first_token():
     engine = Engine()
-    engine.add(lora="math@1")
+    engine.add(lora="math")
     engine.add("other")
     engine.step(10.0)
     states = {state.origin: state for state in engine.observer.sequences()}
@@ -180,10 +179,3 @@ def test_sequences_wait_until_their_first_token():
 def test_another_processor_is_refused():
     with pytest.raises(UnsupportedStackError):
         RequestObserver(SimpleNamespace())
-
-
-@pytest.mark.parametrize(
-    ("lora_name", "adapter"), [(None, None), ("math@12345678", "math"), ("math", "math")]
-)
-def test_adapter_name(lora_name, adapter):
-    assert adapter_name(lora_name) == adapter
