@@ -89,14 +89,8 @@ class ZygoteProcess:
         self._loop.add_reader(control.fileno(), self._on_message)
 
     @classmethod
-    async def start(
-        cls, command: tuple[str, ...], context: dict[str, Any], max_seconds: float
-    ) -> ZygoteProcess:
-        """Start a zygote and wait until it takes jobs.
-
-        Raises:
-            SandboxError: it ends or is not ready within `max_seconds`.
-        """
+    async def start(cls, command: tuple[str, ...], context: dict[str, Any]) -> ZygoteProcess:
+        """Start a zygote, which takes seconds to be ready; only `wait_until_ready` says whether it ever is."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         ours.setblocking(False)
         with theirs:
@@ -112,17 +106,27 @@ class ZygoteProcess:
             )
         zygote = cls(process, ours)
         try:
-            async with asyncio.timeout(max_seconds):
-                await zygote._send_settings(context)
-                await zygote._ready
-        except BaseException as error:
+            await zygote._send_settings(context)
+        except OSError:  # it has ended already, which is found when somebody waits for it
+            pass
+        except BaseException:
             await zygote.close()
-            if not isinstance(error, (TimeoutError, OSError, SandboxError)):
-                raise
+            raise
+        return zygote
+
+    async def wait_until_ready(self, max_seconds: float) -> None:
+        """Return when it takes jobs, from the second time on at once.
+
+        Raises:
+            SandboxError: it has ended, or is not ready within `max_seconds` from now.
+        """
+        try:
+            async with asyncio.timeout(max_seconds):
+                await asyncio.shield(self._ready)
+        except (TimeoutError, SandboxError) as error:
             raise SandboxError(
                 f"the process that validates adapters did not start within {max_seconds:g} s"
             ) from error
-        return zygote
 
     @property
     def pid(self) -> int:

@@ -69,8 +69,13 @@ class SandboxValidator:
         self._zygote: ZygoteProcess | None = None
         self._is_closed = False
 
+    async def spawn(self) -> None:
+        """Start the zygote and do not wait for it: beside other work its imports cost no time."""
+        async with self._starting:
+            await self._spawn()
+
     async def start(self) -> None:
-        """Start the zygote, so that the first adapter does not wait for it; raises SandboxError."""
+        """Start the zygote and wait for it, so that the first adapter need not; raises SandboxError."""
         await self._get_zygote()
 
     async def close(self) -> None:
@@ -186,16 +191,24 @@ class SandboxValidator:
 
     async def _get_zygote(self) -> ZygoteProcess:
         async with self._starting:
-            if self._is_closed:
-                raise SandboxError("the sandbox is closed")
-            if self._zygote is not None and self._zygote.is_gone:
-                await self._zygote.close()
+            zygote = await self._spawn()
+            try:
+                await zygote.wait_until_ready(_START_SECONDS)
+            except SandboxError:
                 self._zygote = None
-            if self._zygote is None:
-                self._zygote = await ZygoteProcess.start(
-                    self._command, self._context, _START_SECONDS
-                )
-            return self._zygote
+                await zygote.close()
+                raise
+            return zygote
+
+    async def _spawn(self) -> ZygoteProcess:
+        if self._is_closed:
+            raise SandboxError("the sandbox is closed")
+        if self._zygote is not None and self._zygote.is_gone:
+            await self._zygote.close()
+            self._zygote = None
+        if self._zygote is None:
+            self._zygote = await ZygoteProcess.start(self._command, self._context)
+        return self._zygote
 
 
 def _tensor(fields: dict[str, Any]) -> TensorReport:

@@ -149,8 +149,9 @@ async def _serve(args: Namespace, plan: StartPlan, attach: Attach) -> None:
     try:
         async with AsyncExitStack() as stack:
             stack.push_async_callback(validator.close)
-            await validator.start()
+            await validator.spawn()
             client = await stack.enter_async_context(build_async_engine_client(args))
+            await validator.start()
             tasks = await client.get_supported_tasks()
             for line in describe_slots(plan, client.model_config.dtype.itemsize):
                 logger.info(line)

@@ -24,6 +24,7 @@ from sandbox_process import (
 )
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.errors import SandboxError
+from shadow_runtime.sandbox import validator as validator_module
 from shadow_runtime.sandbox.job import JobContext
 from shadow_runtime.types import BaseGeometry
 
@@ -67,6 +68,48 @@ async def test_a_dead_zygote_is_replaced_and_its_job_done(
     job.cancel()
     await asyncio.gather(job, return_exceptions=True)
     await fresh.close()
+
+
+async def test_a_spawned_zygote_is_not_waited_for_until_it_is_needed(
+    fresh: HostileSandbox, originals: Path
+) -> None:
+    await fresh.spawn()
+    zygote = fresh.zygote_pid
+    # Its imports take seconds, of which nothing has passed.
+    starting = asyncio.create_task(fresh.start())
+    await asyncio.sleep(0)
+    assert not starting.done()
+    # Somebody who does not want to wait any longer takes it from nobody else.
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    assert (await fresh.validate(str(originals / "peft_mirror"))).format == "peft"
+    assert fresh.zygote_pid == zygote
+    await fresh.close()
+
+
+async def test_a_spawned_zygote_that_has_ended_is_replaced(fresh: HostileSandbox) -> None:
+    await fresh.spawn()
+    first = fresh.zygote_pid
+    os.kill(first, signal.SIGKILL)
+    await wait_until(lambda: not is_alive(first))
+    await fresh.start()
+    assert fresh.zygote_pid != first
+    await fresh.close()
+
+
+async def test_a_zygote_that_is_never_ready(
+    geometry: BaseGeometry, config: ShadowConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    command = (sys.executable, "-c", "import time; time.sleep(1000)")
+    monkeypatch.setattr(HostileSandbox, "_command", command)
+    monkeypatch.setattr(validator_module, "_START_SECONDS", 0.2)
+    sandbox = HostileSandbox(geometry, config)
+    await sandbox.spawn()
+    zygote = sandbox.zygote_pid
+    with pytest.raises(SandboxError, match=r"did not start within 0\.2 s"):
+        await sandbox.start()
+    assert not is_alive(zygote)
+    await sandbox.close()
 
 
 async def test_close_ends_everything(fresh: HostileSandbox) -> None:
