@@ -184,7 +184,8 @@ def _body(
     backbone_config: Path | str | None,
     on_progress: OnProgress | None,
 ) -> MultipartUpload:
-    return MultipartUpload(fields, find_files(files), on_progress, find_file(backbone_config))
+    config = None if backbone_config is None else find_file(backbone_config)
+    return MultipartUpload(fields, find_files(files), on_progress, config)
 
 
 def _source_fields(source: Path | str | Hub, backbone_config: str | None) -> dict[str, Any]:

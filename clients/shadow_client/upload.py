@@ -53,11 +53,11 @@ def find_files(source: Files) -> tuple[Path, ...]:
     return tuple(folder / name for name in names if name not in skipped)
 
 
-def find_file(path: Path | str | None) -> Path | None:
+def find_file(path: Path | str) -> Path:
     """Return the path of a single file; raises FileNotFoundError where there is none."""
-    if path is not None and not Path(path).is_file():
+    if not Path(path).is_file():
         raise FileNotFoundError(f"there is no file '{path}'")
-    return None if path is None else Path(path)
+    return Path(path)
 
 
 class MultipartUpload:

@@ -108,6 +108,21 @@ def test_publish_and_upload(mock, client, tmp_path):
     }
 
 
+def test_an_upload_and_its_validation_bring_the_backbone_config(mock, client, tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    config = tmp_path / "narrow.json"
+    config.write_text('{"hidden_size": 7}')
+    client.adapters.upload("a", tmp_path, backbone_config=config)
+    client.adapters.validate_upload(tmp_path, backbone_config=str(config))
+    for request in mock.requests:
+        head, _, rest = request.content.partition(b'name="backbone_config"')
+        assert b'{"hidden_size": 7}' in rest
+        assert b'{"hidden_size": 7}' not in head
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*gone\.json"):
+        client.adapters.upload("a", tmp_path, backbone_config=tmp_path / "gone.json")
+    assert len(mock.requests) == 2
+
+
 @pytest.mark.parametrize("name", ["", "a//b", "../models", "a/..", "a\nb"])
 def test_names_that_would_be_other_routes(mock, client, name):
     with pytest.raises(ValueError, match="is no adapter's name"):
