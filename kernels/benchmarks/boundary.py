@@ -2,12 +2,14 @@
 
     PYTHONPATH=kernels python kernels/benchmarks/boundary.py [--output FILE] [--backends triton cuda] [--quick]
 
-Two times a shape, both inside CUDA graphs over many layers' weights, more than the cache holds, so that weights come
+Three times a shape, all inside CUDA graphs over many layers' weights, more than the cache holds, so that weights come
 from memory as in a step:
 
     alone_us    launches of the operator one behind the other; a launch that overlaps its predecessor looks better
     beside_us   what the operator adds to a chain of dense products that write its `hidden`, one before each launch;
-                this is what a step pays, launch and drain included
+                launch and drain included
+    layer_us    the same with a layer's worth of products in between, 0.4 GB of weights: then the operator's own
+                instructions have left the cache, too, which is what a step pays
 
 Percent is of the bandwidth of a large device copy, counted over the bytes that an ideal operator moves.
 """
@@ -34,7 +36,9 @@ from shadow_kernels.testing import MIXED_FLAGS, PAPER_FLAGS, make_boundary_case,
 DEVICE = "cuda"
 ROTATION_BYTES = 256 << 20  # several times the L2 cache of any current GPU
 MAX_GRAPH_CALLS = 128
+MAX_LAYER_CALLS = 32
 NUM_REPLAYS = 25
+LAYER_BYTES = 400 << 20  # of a layer of Qwen3-8B
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +135,7 @@ def make_layers(shape: Shape, num_layers: int) -> list[BoundaryWeights]:
 
 
 def measure(shape: Shape, backends: list[Backend]) -> dict[str, dict[str, float]]:
-    """Return backend to its two times in microseconds."""
+    """Return backend to its three times in microseconds."""
     num_layers = max(4, min(MAX_GRAPH_CALLS, ROTATION_BYTES // shape.weight_bytes))
     layers = make_layers(shape, num_layers)
     segments = StepSegments(shape.num_tokens, shape.num_adapters, DEVICE)
@@ -140,14 +144,20 @@ def measure(shape: Shape, backends: list[Backend]) -> dict[str, dict[str, float]
     hidden, residual, state, x = (
         torch.randn(size, device=DEVICE).to(shape.dtype) for _ in range(4)
     )
-    dense = (
-        torch.randn(8, shape.hidden_size, shape.hidden_size, device=DEVICE).to(shape.dtype) * 0.02
-    )
+    product_bytes = shape.hidden_size * shape.row_bytes
+    num_products = max(8, LAYER_BYTES // product_bytes)
+    dense = torch.randn(num_products, shape.hidden_size, shape.hidden_size, device=DEVICE)
+    dense = dense.mul_(0.02).to(shape.dtype)
 
     def base(call: int) -> None:
         torch.mm(x, dense[call % len(dense)], out=hidden)
 
-    base_us = time_graph(base, num_layers)
+    def layer(_: int) -> None:
+        for product in dense:
+            torch.mm(x, product, out=hidden)
+
+    num_layer_calls = min(num_layers, MAX_LAYER_CALLS)
+    base_us, layer_us = time_graph(base, num_layers), time_graph(layer, num_layer_calls)
     times = {}
     for backend in backends:
 
@@ -158,10 +168,15 @@ def measure(shape: Shape, backends: list[Backend]) -> dict[str, dict[str, float]
             base(call)
             operator(call)
 
+        def behind(call: int, operator: Callable[[int], None] = operator) -> None:
+            layer(call)
+            operator(call)
+
         alone = time_graph(operator, num_layers)
         times[str(backend)] = {
             "alone_us": round(alone, 2),
             "beside_us": round(time_graph(both, num_layers) - base_us, 2),
+            "layer_us": round(time_graph(behind, num_layer_calls) - layer_us, 2),
         }
     return times
 
