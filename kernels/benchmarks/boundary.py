@@ -8,8 +8,8 @@ from memory as in a step:
     alone_us    launches of the operator one behind the other; a launch that overlaps its predecessor looks better
     beside_us   what the operator adds to a chain of dense products that write its `hidden`, one before each launch;
                 launch and drain included
-    layer_us    the same with a layer's worth of products in between, 0.4 GB of weights: then the operator's own
-                instructions have left the cache, too, which is what a step pays
+    layer_us    the same with 0.4 GB of products in between, as in a step: what a step leaves of the operator in the
+                cache, lists and instructions, is left here
 
 Percent is of the bandwidth of a large device copy, counted over the bytes that an ideal operator moves.
 """
@@ -38,6 +38,7 @@ ROTATION_BYTES = 256 << 20  # several times the L2 cache of any current GPU
 MAX_GRAPH_CALLS = 128
 MAX_LAYER_CALLS = 32
 NUM_REPLAYS = 25
+NUM_BESIDE = 8  # dense products that take turns
 LAYER_BYTES = 400 << 20  # of a layer of Qwen3-8B
 
 
@@ -145,12 +146,12 @@ def measure(shape: Shape, backends: list[Backend]) -> dict[str, dict[str, float]
         torch.randn(size, device=DEVICE).to(shape.dtype) for _ in range(4)
     )
     product_bytes = shape.hidden_size * shape.row_bytes
-    num_products = max(8, LAYER_BYTES // product_bytes)
+    num_products = max(NUM_BESIDE, LAYER_BYTES // product_bytes)
     dense = torch.randn(num_products, shape.hidden_size, shape.hidden_size, device=DEVICE)
     dense = dense.mul_(0.02).to(shape.dtype)
 
     def base(call: int) -> None:
-        torch.mm(x, dense[call % len(dense)], out=hidden)
+        torch.mm(x, dense[call % NUM_BESIDE], out=hidden)
 
     def layer(_: int) -> None:
         for product in dense:

@@ -206,7 +206,7 @@ async def no_abort(request_ids, internal):
     """As vLLM's: nothing to abort."""
 
 
-def make_engine(*words, registry=None, on_shutdown=lambda timeout: None, on_abort=no_abort):
+def make_engine(*words, registry=None, on_shutdown=lambda timeout: None):
     """Return an engine over a client that is never asked for anything."""
     parser = make_parser()
     args = parse(parser, ["base", *words])
@@ -215,7 +215,7 @@ def make_engine(*words, registry=None, on_shutdown=lambda timeout: None, on_abor
         errored=False,
         shutdown=lambda timeout=None: on_shutdown(timeout),
         output_processor=OutputProcessor(None, log_stats=True),
-        abort=on_abort,
+        abort=no_abort,
         engine_core=SimpleNamespace(core_engines=[b"only"]),
     )
     return VllmEngine(client, args, None, ("generate",), registry, EngineControl(client, None))
@@ -371,9 +371,7 @@ async def test_requests_have_no_more_than_their_time():
 
 async def test_what_has_not_ended_in_time_is_aborted_before_the_engine_is_stopped():
     events = []
-    engine = make_engine(
-        on_shutdown=lambda _: events.append("stopped"), on_abort=lambda *a, **k: abort(*a, **k)
-    )
+    engine = make_engine(on_shutdown=lambda _: events.append("stopped"))
     states = engine._client.output_processor.request_states
 
     async def abort(request_ids, internal):
@@ -381,6 +379,7 @@ async def test_what_has_not_ended_in_time_is_aborted_before_the_engine_is_stoppe
         events.append((request_ids, internal))
         states.clear()
 
+    engine._client.abort = abort
     states["late"] = None
     engine.drain_with(lambda: len(states))
     await asyncio.to_thread(engine._client.shutdown, timeout=0.1)
@@ -393,7 +392,8 @@ async def test_an_engine_that_cannot_abort_is_stopped_all_the_same(caplog):
     async def abort(request_ids, internal):
         raise RuntimeError("gone")
 
-    engine = make_engine(on_shutdown=events.append, on_abort=abort)
+    engine = make_engine(on_shutdown=events.append)
+    engine._client.abort = abort
     engine.drain_with(lambda: 1)
     await asyncio.to_thread(engine._client.shutdown, timeout=0.1)
     assert events == [1.0]
