@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
+import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -12,6 +14,7 @@ import httpx
 import pytest
 
 from canary_server import CanaryServer, canary_server
+from shadow_runtime.registry import RegistrySettings
 from version_canary import build_canary, canary_prompt, token_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
@@ -80,7 +83,7 @@ def current(client: httpx.Client) -> tuple[int, int]:
     return int(answer.headers["x-shadow-adapter-version"]), int(word.removeprefix("w"))
 
 
-def check_versions(client: httpx.Client, server: CanaryServer, known: dict[int, int]) -> None:
+def check_versions(client: httpx.Client, known: dict[int, int]) -> None:
     """Every acknowledged version is there and says its number; beyond them at most the one under way."""
     version, said = current(client)
     assert max(known) <= version <= max(known) + 1
@@ -88,7 +91,28 @@ def check_versions(client: httpx.Client, server: CanaryServer, known: dict[int, 
     cards = client.get(f"/v1/adapters/{NAME}/versions").json()["data"]
     assert [card["version"] for card in cards] == list(range(1, version + 1))
     assert [card["version"] for card in cards if card["is_current"]] == [version]
-    assert not list((server.state / "store" / "staging").glob("*"))
+
+
+def leave_half_a_publish(server: CanaryServer) -> list[Path]:
+    """Return what the kill left in the staging area and what this adds, all of it grown old.
+
+    Whether the kill met a publish with staged files is chance; so one is always there.
+    """
+    staging = server.state / "store" / "staging"
+    half = staging / uuid.uuid4().hex
+    half.mkdir()
+    (half / "model.safetensors").write_bytes(b"half")
+    left = list(staging.iterdir())
+    for path in (*staging.glob("*/*"), *left):
+        os.utime(path, (0, 0))
+    return left
+
+
+def wait_until_collected(paths: list[Path]) -> None:
+    deadline = time.monotonic() + 2 * RegistrySettings().collect_after_seconds
+    while any(path.exists() for path in paths):
+        assert time.monotonic() < deadline, "the store never collected what the dead server left"
+        time.sleep(0.5)
 
 
 @pytest.mark.timeout(900)
@@ -98,16 +122,18 @@ def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
         with canary_server(tmp_path) as server:
             if known:
                 with server.client() as client:
-                    check_versions(client, server, known)
+                    check_versions(client, known)
             publisher = kill_while_publishing(server, 40 * index, num_enough)
             known |= dict(publisher.acknowledged)
             last = max(known)
             assert len(publisher.acknowledged) < NUM_PREPARED
+    left = leave_half_a_publish(server)
     with canary_server(tmp_path) as server, server.client() as client:
-        check_versions(client, server, known)
+        check_versions(client, known)
         oldest = min(known)
         rolled = client.post(f"/v1/adapters/{NAME}/rollback", json={"version": oldest})
         assert rolled.status_code in (200, 201), rolled.text
         version, said = current(client)
         assert version > last
         assert said == token_of(known[oldest])
+        wait_until_collected(left)
