@@ -14,25 +14,28 @@
 namespace shadow {
 namespace {
 
-constexpr int kWarpsPerBlock = 8;
 constexpr int kFewestBlocks = 2;        // memcheck takes what a cluster of one sends itself for an error
 constexpr int kClusterBlocks = 8;       // the most that every device with clusters schedules
-constexpr int kLargeClusterBlocks = 16; // where weights do not fit otherwise
-constexpr int kPartWarps = 4;
+constexpr int kLargeClusterBlocks = 16; // the most that this code asks for
 constexpr int kMaxGates = 16, kMaxRank = 64;
 constexpr int kMaxTokens = 64;          // more than that have a cluster each no longer
 constexpr int kFewTokens = 2;           // so many have a large cluster each, whose blocks read less
 constexpr int kTokenWarps = 8, kFewTokensWarps = 4;
 constexpr int kUnitWaves = 2;           // more units than that share what a cluster has loaded
+#ifndef SHADOW_TEAMS
+#define SHADOW_TEAMS 0  // no device has run them yet
+#endif
+constexpr bool kHasTeams = SHADOW_TEAMS;
 
 using Kernel = void (*)(BoundaryParams);
 
 // What a shape needs to run: its kernels and its sizes.
 struct Instance {
-  Kernel fused, unit, token, few_tokens, reduce, update, inject;
+  Kernel fused, teams, unit, token, few_tokens, reduce, update, inject;
   int num_items, num_projected;
-  int (*bytes)(int num_warps, int num_blocks, bool is_fused);
-  int (*unit_bytes)(int num_warps, int num_blocks);
+  int num_warps, max_teams;  // of the cluster kernels for tiles
+  int (*bytes)(int num_warps, int num_blocks, int num_teams);
+  int (*unit_bytes)(int num_blocks);
 };
 
 // None for large ranks, whose sums do not fit in place of update_in.
@@ -54,6 +57,7 @@ template <typename T, int kGateTiles, int kRankTiles>
 Instance instance_of() {
   using S = Shape<kGateTiles, kRankTiles>;
   return {boundary_fused_kernel<T, kGateTiles, kRankTiles>,
+          boundary_team_kernel<T, kGateTiles, kRankTiles>,
           unit_kernel_of<T, kGateTiles, kRankTiles>(),
           token_kernel_of<T, kGateTiles, kRankTiles, kTokenWarps, kClusterBlocks>(),
           token_kernel_of<T, kGateTiles, kRankTiles, kFewTokensWarps, kLargeClusterBlocks>(),
@@ -62,6 +66,8 @@ Instance instance_of() {
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kInject>,
           S::kItems,
           S::kProjected,
+          cluster_warps<T, S>(),
+          max_teams<T, kGateTiles, kRankTiles>(),
           shared_bytes<T, S>,
           unit_shared_bytes<T, S>};
 }
@@ -91,12 +97,10 @@ int attribute(cudaDeviceAttr name, int device) {
 
 int divide_up(int value, int by) { return (value + by - 1) / by; }
 
-// Halves the blocks while each keeps few warps: small models need fewer exchanges, not more.
-int cluster_blocks(int num_slices) {
+// Of the kernel for single tokens. Halves the blocks while each keeps few warps: small models need fewer exchanges.
+int token_blocks(int num_slices) {
   int blocks = kClusterBlocks;
-  while (blocks > kFewestBlocks && divide_up(num_slices, blocks / 2) <= kWarpsPerBlock / 2) {
-    blocks /= 2;
-  }
+  while (blocks > kFewestBlocks && divide_up(num_slices, blocks / 2) <= kTokenWarps / 2) blocks /= 2;
   return blocks;
 }
 
@@ -149,43 +153,53 @@ int count_resident(Kernel kernel, int num_blocks, int num_warps, int bytes) {
   return count;
 }
 
-// Tries one cut; resident_clusters is 0 where it does not fit the device.
-BoundaryPlan plan_fused(const Instance& instance, int num_slices, int num_blocks, int device) {
+// As many teams a block as fit; none where fewer than two do.
+ClusterPlan plan_teams(const Instance& instance, int num_blocks, int most_bytes) {
+  for (int num_teams = instance.max_teams; num_teams > 1; --num_teams) {
+    ClusterPlan plan = {num_teams * instance.num_warps, num_blocks,
+                        instance.bytes(instance.num_warps, num_blocks, num_teams)};
+    if (plan.shared_bytes > most_bytes) continue;
+    plan.resident = count_resident(instance.teams, num_blocks, plan.num_warps, plan.shared_bytes);
+    if (plan.resident > 0) return plan;
+  }
+  return {};
+}
+
+ClusterPlan plan_tiles(Kernel kernel, int num_warps, int num_blocks, int bytes, int most_bytes) {
+  ClusterPlan plan = {num_warps, num_blocks, bytes};
+  if (kernel == nullptr || bytes == 0 || bytes > most_bytes) return {};
+  plan.resident = count_resident(kernel, num_blocks, num_warps, bytes);
+  return plan;
+}
+
+ClusterPlan plan_tokens(Kernel kernel, int num_slices, int num_blocks, int max_warps) {
+  const int num_warps = divide_up(num_slices, num_blocks);
+  if (kernel == nullptr || num_warps > max_warps) return {};
+  ClusterPlan plan = {num_warps, num_blocks, token_shared_bytes(num_warps, num_blocks)};
+  plan.resident = count_resident(kernel, num_blocks, num_warps, plan.shared_bytes);
+  return plan;
+}
+
+// plan.fused.resident is 0 where no cut fits the device.
+BoundaryPlan plan_fused(const Instance& instance, int num_slices, int device) {
   BoundaryPlan plan = {};
   plan.is_fused = plan.is_supported = true;
-  plan.num_blocks = num_blocks;
-  plan.num_warps = divide_up(num_slices, num_blocks);
-  plan.shared_bytes = instance.bytes(plan.num_warps, num_blocks, true);
+  const int num_warps = instance.num_warps;
+  const int num_blocks = std::max(kFewestBlocks, divide_up(num_slices, num_warps));
+  if (num_blocks > kLargeClusterBlocks) return plan;
   const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
-  if (plan.num_warps > kMaxWarps || plan.shared_bytes > most) return plan;
-  plan.resident_clusters = count_resident(instance.fused, num_blocks, plan.num_warps, plan.shared_bytes);
-  if (instance.unit == nullptr || plan.num_warps > kUnitWarps) return plan;
-  plan.unit_bytes = instance.unit_bytes(plan.num_warps, num_blocks);
-  if (plan.unit_bytes == 0 || plan.unit_bytes > most) return plan;
-  plan.resident_units = count_resident(instance.unit, num_blocks, plan.num_warps, plan.unit_bytes);
-  return plan;
-}
-
-TokenPlan plan_tokens(Kernel kernel, int num_slices, int num_blocks, int max_warps) {
-  TokenPlan plan = {};
-  if (kernel == nullptr) return plan;
-  plan.num_warps = divide_up(num_slices, num_blocks), plan.num_blocks = num_blocks;
-  if (plan.num_warps > max_warps) return plan;
-  plan.shared_bytes = token_shared_bytes(plan.num_warps, num_blocks);
-  plan.resident_clusters = count_resident(kernel, num_blocks, plan.num_warps, plan.shared_bytes);
-  return plan;
-}
-
-BoundaryPlan choose_fused(const Instance& instance, int num_slices, int device) {
-  const int num_blocks = cluster_blocks(num_slices);
-  BoundaryPlan plan = plan_fused(instance, num_slices, num_blocks, device);
-  plan.tokens = plan_tokens(instance.token, num_slices, num_blocks, kTokenWarps);
-  if (num_blocks == kClusterBlocks) {
+  plan.fused = plan_tiles(instance.fused, num_warps, num_blocks,
+                          instance.bytes(num_warps, num_blocks, 1), most);
+  plan.teams = plan_teams(instance, num_blocks, most);
+  plan.units =
+      plan_tiles(instance.unit, num_warps, num_blocks, instance.unit_bytes(num_blocks), most);
+  const int num_token_blocks = token_blocks(num_slices);
+  plan.tokens = plan_tokens(instance.token, num_slices, num_token_blocks, kTokenWarps);
+  if (num_token_blocks == kClusterBlocks) {
     plan.few_tokens =
         plan_tokens(instance.few_tokens, num_slices, kLargeClusterBlocks, kFewTokensWarps);
   }
-  if (plan.resident_clusters > 0) return plan;
-  return plan_fused(instance, num_slices, kLargeClusterBlocks, device);
+  return plan;
 }
 
 bool is_capturing(cudaStream_t stream) {
@@ -209,28 +223,25 @@ bool has_short_strides(const BoundaryParams& p) {
 // What one cluster kernel is launched with.
 struct ClusterLaunch {
   Kernel kernel;
-  int num_clusters, num_blocks, num_warps, shared_bytes;
+  int num_clusters;
+  const ClusterPlan& plan;
 };
-
-ClusterLaunch launch_of(Kernel kernel, const TokenPlan& plan, int num_tokens) {
-  return {kernel, num_tokens, plan.num_blocks, plan.num_warps, plan.shared_bytes};
-}
 
 ClusterLaunch choose_launch(const Instance& instance, const BoundaryParams& params,
                             const BoundaryPlan& plan) {
   const int num_tokens = params.num_tokens, num_units = 2 * params.num_tiles;
   if (num_tokens <= kMaxTokens && has_short_strides(params)) {
-    if (num_tokens <= kFewTokens && plan.few_tokens.resident_clusters > 0) {
-      return launch_of(instance.few_tokens, plan.few_tokens, num_tokens);
+    if (num_tokens <= kFewTokens && plan.few_tokens.resident > 0) {
+      return {instance.few_tokens, num_tokens, plan.few_tokens};
     }
-    if (plan.tokens.resident_clusters > 0) return launch_of(instance.token, plan.tokens, num_tokens);
+    if (plan.tokens.resident > 0) return {instance.token, num_tokens, plan.tokens};
   }
-  if (num_units <= kUnitWaves * plan.resident_units) {
-    return {instance.unit, num_units, plan.num_blocks, plan.num_warps, plan.unit_bytes};
+  if (num_units <= kUnitWaves * plan.units.resident) return {instance.unit, num_units, plan.units};
+  if (kHasTeams && plan.teams.resident > 0) {
+    return {instance.teams, std::min(params.num_tiles, plan.teams.resident), plan.teams};
   }
-  const int resident = plan.resident_clusters;
-  const int num_clusters = params.num_tiles <= 2 * resident ? params.num_tiles : resident;
-  return {instance.fused, num_clusters, plan.num_blocks, plan.num_warps, plan.shared_bytes};
+  const int resident = plan.fused.resident;
+  return {instance.fused, params.num_tiles <= 2 * resident ? params.num_tiles : resident, plan.fused};
 }
 
 // The kernel reads weights and tiles before the kernel in front of it has ended. Inside a graph nothing writes those;
@@ -239,22 +250,23 @@ cudaError_t launch_fused(const Instance& instance, BoundaryParams& params, const
                          cudaStream_t stream) {
   const ClusterLaunch launch = choose_launch(instance, params, plan);
   cudaLaunchAttribute attributes[2];
+  const int num_blocks = launch.plan.num_blocks;
   cudaLaunchConfig_t config =
-      cluster_config(launch.num_blocks, launch.num_warps, launch.shared_bytes, attributes);
-  params.num_blocks = launch.num_blocks, params.num_clusters = launch.num_clusters;
-  config.gridDim = dim3(launch.num_clusters * launch.num_blocks);
+      cluster_config(num_blocks, launch.plan.num_warps, launch.plan.shared_bytes, attributes);
+  params.num_blocks = num_blocks, params.num_clusters = launch.num_clusters;
+  config.gridDim = dim3(launch.num_clusters * num_blocks);
   config.stream = stream;
   config.numAttrs = is_capturing(stream) ? 2 : 1;
   return cudaLaunchKernelEx(&config, launch.kernel, params);
 }
 
-cudaError_t launch_parts(const Instance& instance, BoundaryParams& params, const BoundaryPlan& plan,
+cudaError_t launch_parts(const Instance& instance, BoundaryParams& params, const PartPlan& plan,
                          cudaStream_t stream) {
   params.num_clusters = params.num_tiles;
+  params.num_blocks = plan.num_blocks;
   for (Kernel kernel : {instance.reduce, instance.update, instance.inject}) {
     if (cudaError_t error = allow_shared_memory(kernel, plan.shared_bytes, false)) return error;
-    kernel<<<params.num_tiles * plan.num_blocks, 32 * plan.num_warps, plan.shared_bytes, stream>>>(
-        params);
+    kernel<<<params.num_tiles * plan.num_blocks, 32 * kPartWarps, plan.shared_bytes, stream>>>(params);
   }
   return cudaGetLastError();
 }
@@ -266,16 +278,14 @@ BoundaryPlan make_plan(DataType type, int hidden_size, int gate_size, int rank, 
   const Instance instance = find_instance(type, gate_size, rank);
   const int num_slices = divide_up(hidden_size, kSliceColumns);
   if (major >= 9 && is_wide) {
-    const BoundaryPlan plan = choose_fused(instance, num_slices, device);
-    if (plan.resident_clusters > 0) return plan;
+    const BoundaryPlan plan = plan_fused(instance, num_slices, device);
+    if (plan.fused.resident > 0) return plan;
   }
   BoundaryPlan plan = {};
-  plan.num_warps = kPartWarps;
-  plan.num_blocks = divide_up(num_slices, kPartWarps);
-  plan.shared_bytes = instance.bytes(plan.num_warps, plan.num_blocks, false);
-  plan.num_items = instance.num_items, plan.num_projected = instance.num_projected;
+  plan.parts = {divide_up(num_slices, kPartWarps), instance.bytes(kPartWarps, 0, 1),
+                instance.num_items, instance.num_projected};
   plan.is_supported =
-      plan.shared_bytes <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+      plan.parts.shared_bytes <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   return plan;
 }
 
@@ -293,19 +303,19 @@ BoundaryPlan plan_boundary(DataType type, int hidden_size, int gate_size, int ra
 }
 
 int64_t reduced_floats(const BoundaryPlan& plan) {
-  return plan.is_fused ? 0 : 2 * static_cast<int64_t>(plan.num_blocks) * plan.num_items;
+  return plan.is_fused ? 0 : 2 * static_cast<int64_t>(plan.parts.num_blocks) * plan.parts.num_items;
 }
 
 int64_t projected_floats(const BoundaryPlan& plan) {
-  return plan.is_fused ? 0 : 2 * static_cast<int64_t>(plan.num_blocks) * plan.num_projected;
+  return plan.is_fused ? 0
+                       : 2 * static_cast<int64_t>(plan.parts.num_blocks) * plan.parts.num_projected;
 }
 
 cudaError_t launch_boundary(BoundaryParams params, const BoundaryPlan& plan, DataType type,
                             cudaStream_t stream) {
   const Instance instance = find_instance(type, params.gate_size, params.rank);
-  params.num_blocks = plan.num_blocks;
   return plan.is_fused ? launch_fused(instance, params, plan, stream)
-                       : launch_parts(instance, params, plan, stream);
+                       : launch_parts(instance, params, plan.parts, stream);
 }
 
 }  // namespace shadow

@@ -9,23 +9,26 @@ namespace shadow {
 
 enum class DataType { kBFloat16, kFloat16, kFloat32 };
 
-// How the kernel for single tokens is cut.
-struct TokenPlan {
-  int num_warps, num_blocks, shared_bytes;
-  int resident_clusters;  // 0: there is none
+// How one cluster kernel is cut. resident: clusters that run at the same time; 0: there is none.
+struct ClusterPlan {
+  int num_warps, num_blocks, shared_bytes;  // of a block, of a cluster, of a block
+  int resident;
+};
+
+// The same of the separate kernels, with what a block hands to the others of its tile in floats.
+struct PartPlan {
+  int num_blocks, shared_bytes;
+  int num_items, num_projected;
 };
 
 // How one call is cut.
 struct BoundaryPlan {
   bool is_supported;
-  bool is_fused;                 // one cluster kernel; otherwise three kernels with scratch
-  int num_warps, num_blocks;     // of a tile
-  int shared_bytes;              // of a block
-  int num_items, num_projected;  // floats that a block of the separate kernels hands to the others of its tile
-  int resident_clusters;         // that run at the same time
-  int unit_bytes;                // shared memory of a block of the kernel that takes one unit a cluster
-  int resident_units;            // clusters of it that run at the same time; 0: there is none
-  TokenPlan few_tokens, tokens;  // the same of the kernel that takes one token a cluster, for few tokens and for more
+  bool is_fused;                  // one cluster kernel; otherwise three kernels with scratch
+  ClusterPlan few_tokens, tokens;  // a token a cluster, for few tokens and for more
+  ClusterPlan units;               // up to 8 tokens of one slot a cluster
+  ClusterPlan teams, fused;        // a range of tiles a cluster, several units at a time or one
+  PartPlan parts;
 };
 
 // Depends on the sizes and the device alone, so a token's sums run in the same order alone and in any batch.

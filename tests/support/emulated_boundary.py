@@ -17,9 +17,8 @@ from shadow_kernels.testing import BoundaryCase, assert_guards_intact, guarded
 
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 _DATA_TYPES = (torch.bfloat16, torch.float16, torch.float32)
-_SLICE_COLUMNS = 64
 
-Kernel = Literal["range", "unit", "token"]
+Kernel = Literal["range", "teams", "unit", "token"]
 _KERNELS: tuple[Kernel, ...] = get_args(Kernel)  # in the order of run_boundary.cpp
 
 
@@ -65,8 +64,10 @@ class Cut:
 
     Attributes:
         num_blocks: blocks of a cluster.
-        kernel: which one: a cluster takes a "range" of tiles, one "unit" or one "token".
-        num_clusters: of the "range" kernel.
+        kernel: which one: a cluster takes a range of tiles, with one team a block ("range") or several ("teams"), one
+            "unit" or one "token".
+        num_clusters: of the kernels for ranges.
+        num_teams: of a block of the "teams" kernel.
         seed: of the order in which threads and copies get on.
     """
 
@@ -74,6 +75,7 @@ class Cut:
     kernel: Kernel
     num_clusters: int = 1
     seed: int = 0
+    num_teams: int = 3
 
 
 def compile_emulator(
@@ -84,7 +86,7 @@ def compile_emulator(
     Args:
         folder: where the library is written.
         sources: another folder than the package's `kernels/csrc`.
-        only: this kernel ("unit" or "token") for bf16 and up to 8 gates alone, which compiles several times as fast.
+        only: this kernel for bf16 and up to 8 gates alone, which compiles several times as fast.
     """
     compiler = shutil.which("g++")
     if compiler is None:
@@ -117,12 +119,11 @@ def run_emulated(
     """
     hidden, state = guarded(case.hidden), guarded(case.state)
     params = _params_of(case, hidden, state, cut)
-    num_slices = -(-case.hidden.shape[1] // _SLICE_COLUMNS)
     ended = library.run_boundary(
         ctypes.byref(params),
         _DATA_TYPES.index(hidden.dtype),
         _KERNELS.index(cut.kernel),
-        -(-num_slices // cut.num_blocks),
+        cut.num_teams,
         cut.num_clusters,
         cut.seed,
     )

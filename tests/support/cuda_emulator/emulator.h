@@ -7,6 +7,7 @@
 
 #include <ucontext.h>
 
+#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -76,7 +77,8 @@ struct Block {
   int rank;
   std::vector<char> shared;
   std::vector<Warp> warps;
-  Gate gate;
+  Gate gate;                   // of __syncthreads
+  std::array<Gate, 16> gates;  // with numbers
   int starts_at = 0;  // round
   int counts[2] = {0, 0};
   std::map<const void*, Barrier> barriers;
@@ -307,8 +309,6 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
   return word;
 }
 
-inline float __expf(float x) { return std::exp(x); }
-inline float __fdividef(float x, float y) { return x / y; }
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
 template <typename A, typename B>
 inline auto min(A a, B b) { return b < a ? b : a; }

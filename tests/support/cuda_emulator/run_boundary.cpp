@@ -1,13 +1,15 @@
-// One call of the boundary's cluster kernels under emulator.h, for ctypes. ONLY=1 or 2: of that kernel for bf16 and up to
-// 8 gates alone, which compiles fast.
+// One call of the boundary's cluster kernels under emulator.h, for ctypes. With ONLY of one kernel for bf16 and up to 8
+// gates alone, which compiles fast.
 #include "shadow/boundary.cuh"
 #include "shadow/boundary_token.cuh"
 
 namespace {
 
-enum KernelIndex { kRange, kUnit, kToken };
+enum KernelIndex { kRange, kTeams, kUnit, kToken };
 
-bool run_token(shadow::BoundaryParams params, int num_warps, uint32_t seed) {
+bool run_token(shadow::BoundaryParams params, uint32_t seed) {
+  const int num_slices = (params.hidden_size + shadow::kSliceColumns - 1) / shadow::kSliceColumns;
+  const int num_warps = (num_slices + params.num_blocks - 1) / params.num_blocks;
   const int bytes = shadow::token_shared_bytes(num_warps, params.num_blocks);
   auto kernel = [&] {
     params.num_blocks > 8 ? shadow::boundary_token_kernel<4, 16>(params)
@@ -17,37 +19,45 @@ bool run_token(shadow::BoundaryParams params, int num_warps, uint32_t seed) {
 }
 
 template <typename T, int kGateTiles>
-bool run_unit(shadow::BoundaryParams params, int num_warps, uint32_t seed) {
+bool run_unit(shadow::BoundaryParams params, uint32_t seed) {
   using S = shadow::Shape<kGateTiles, 1>;
-  const int bytes = shadow::unit_shared_bytes<T, S>(num_warps, params.num_blocks);
+  const int bytes = shadow::unit_shared_bytes<T, S>(params.num_blocks);
   if (bytes == 0) return false;
   params.num_clusters = 2 * params.num_tiles;
   auto kernel = [&] { shadow::boundary_unit_kernel<T, kGateTiles, 1>(params); };
-  return emulator::launch(kernel, params.num_clusters, params.num_blocks, num_warps, bytes, seed);
+  return emulator::launch(kernel, params.num_clusters, params.num_blocks,
+                          shadow::cluster_warps<T, S>(), bytes, seed);
+}
+
+template <typename T, int kGateTiles>
+bool run_range(shadow::BoundaryParams params, int num_teams, int num_clusters, uint32_t seed) {
+  using S = shadow::Shape<kGateTiles, 1>;
+  const int num_warps = shadow::cluster_warps<T, S>();
+  const int bytes =
+      shadow::shared_bytes<T, S>(num_warps, params.num_blocks, num_teams > 0 ? num_teams : 1);
+  params.num_clusters = num_clusters;
+  auto kernel = [&] {
+    num_teams > 0 ? shadow::boundary_team_kernel<T, kGateTiles, 1>(params)
+                  : shadow::boundary_fused_kernel<T, kGateTiles, 1>(params);
+  };
+  return emulator::launch(kernel, num_clusters, params.num_blocks,
+                          num_warps * (num_teams > 0 ? num_teams : 1), bytes, seed);
+}
+
+template <typename T, int kGateTiles>
+bool run(const shadow::BoundaryParams& params, int kernel, int num_teams, int num_clusters,
+         uint32_t seed) {
+  return kernel == kUnit ? run_unit<T, kGateTiles>(params, seed)
+                         : run_range<T, kGateTiles>(params, kernel == kTeams ? num_teams : 0,
+                                                    num_clusters, seed);
 }
 
 #ifndef ONLY
-template <typename T, int kGateTiles>
-bool run_range(shadow::BoundaryParams params, int num_warps, int num_clusters, uint32_t seed) {
-  using S = shadow::Shape<kGateTiles, 1>;
-  const int bytes = shadow::shared_bytes<T, S>(num_warps, params.num_blocks, true);
-  params.num_clusters = num_clusters;
-  auto kernel = [&] { shadow::boundary_fused_kernel<T, kGateTiles, 1>(params); };
-  return emulator::launch(kernel, num_clusters, params.num_blocks, num_warps, bytes, seed);
-}
-
-template <typename T, int kGateTiles>
-bool run(const shadow::BoundaryParams& params, int kernel, int num_warps, int num_clusters,
-         uint32_t seed) {
-  return kernel == kUnit ? run_unit<T, kGateTiles>(params, num_warps, seed)
-                         : run_range<T, kGateTiles>(params, num_warps, num_clusters, seed);
-}
-
 template <typename T>
-bool run(const shadow::BoundaryParams& params, int kernel, int num_warps, int num_clusters,
+bool run(const shadow::BoundaryParams& params, int kernel, int num_teams, int num_clusters,
          uint32_t seed) {
-  return params.gate_size > 8 ? run<T, 2>(params, kernel, num_warps, num_clusters, seed)
-                              : run<T, 1>(params, kernel, num_warps, num_clusters, seed);
+  return params.gate_size > 8 ? run<T, 2>(params, kernel, num_teams, num_clusters, seed)
+                              : run<T, 1>(params, kernel, num_teams, num_clusters, seed);
 }
 #endif
 
@@ -55,20 +65,19 @@ bool run(const shadow::BoundaryParams& params, int kernel, int num_warps, int nu
 
 // Returns whether it ran to its end: no deadlock, nothing on its way to a block that has ended.
 extern "C" bool run_boundary(const shadow::BoundaryParams* params, int data_type, int kernel,
-                             int num_warps, int num_clusters, uint32_t seed) {
-#if defined(ONLY) && ONLY == 1
-  return run_unit<__nv_bfloat16, 1>(*params, num_warps, seed);
-#elif defined(ONLY)
-  return run_token(*params, num_warps, seed);
+                             int num_teams, int num_clusters, uint32_t seed) {
+#ifdef ONLY
+  if constexpr (ONLY == kToken) return run_token(*params, seed);
+  return run<__nv_bfloat16, 1>(*params, ONLY, num_teams, num_clusters, seed);
 #else
-  if (kernel == kToken) return run_token(*params, num_warps, seed);
+  if (kernel == kToken) return run_token(*params, seed);
   switch (data_type) {
     case 0:
-      return run<__nv_bfloat16>(*params, kernel, num_warps, num_clusters, seed);
+      return run<__nv_bfloat16>(*params, kernel, num_teams, num_clusters, seed);
     case 1:
-      return run<__half>(*params, kernel, num_warps, num_clusters, seed);
+      return run<__half>(*params, kernel, num_teams, num_clusters, seed);
     default:
-      return run<float>(*params, kernel, num_warps, num_clusters, seed);
+      return run<float>(*params, kernel, num_teams, num_clusters, seed);
   }
 #endif
 }

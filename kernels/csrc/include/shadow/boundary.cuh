@@ -13,6 +13,10 @@
 // read the first ones, and the same with first and second exchanged: so one buffer for each is enough.
 // On devices without clusters the three parts are three kernels and the sums cross through global scratch.
 //
+// In prefill a cluster takes a range of tiles. The warps that work on a unit are a team; a block has one or several, which
+// share its weights and take the units of a slot in turn, each with sums and barriers of its own, so that one team's
+// exchange passes while another multiplies.
+//
 // Decode has no next unit, so there a cluster takes one unit (kUnit). Then nobody needs update_in once its product is
 // done, and what is summed takes its place: with 8 gates three blocks share a multiprocessor instead of two.
 //
@@ -25,6 +29,7 @@
 
 #include "shadow/boundary_params.h"
 #include "shadow/cluster.cuh"
+#include "shadow/fast_math.cuh"
 #include "shadow/mma.cuh"
 
 namespace shadow {
@@ -34,17 +39,18 @@ constexpr int kTileTokens = 16;
 constexpr int kUnitTokens = 8;
 constexpr int kSliceColumns = 64;
 constexpr int kGroups = kSliceColumns / 32;
-constexpr int kMaxWarps = 16;
-constexpr int kUnitWarps = 8;
-constexpr int kSampleColumns = 32;
+constexpr int kPartWarps = 4;         // of a block of the separate kernels
+constexpr int kMostShared = 232448;   // bytes of a block where there are clusters
+constexpr int kSampleColumns = 8;  // two a lane of a quad
 constexpr int kPadBytes = 16;  // behind each weight row: rows start in different banks
-constexpr int kNumBarriers = 5;  // the weights of three parts, the sums of two
-constexpr int kBarrierBytes = 48;
+constexpr int kWeightBarriers = 3, kSumBarriers = 2;  // of three parts' weights, of a team's two sums
+constexpr int kBarrierBytes = 48;                     // with one team
 constexpr float kNormEps = 1e-5f;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// kFused is the cluster kernel, kUnit the same for one unit a cluster; the others are its parts.
-enum class Part { kFused, kUnit, kReduce, kUpdate, kInject };
+// kFused is the cluster kernel, kTeams the same with several teams a block, kUnit with one unit a cluster; the others are
+// its parts.
+enum class Part { kFused, kTeams, kUnit, kReduce, kUpdate, kInject };
 
 // Row numbers of a block's weights and sizes of the exchanged sums.
 template <int kGateTiles, int kRankTiles>
@@ -69,13 +75,31 @@ __host__ __device__ constexpr int row_bytes(int num_warps) {
   return num_warps * kSliceColumns * static_cast<int>(sizeof(T)) + kPadBytes;
 }
 
-// Bytes of dynamic shared memory. The separate kernels keep what they receive in global memory.
+__host__ __device__ constexpr int barrier_bytes(int num_teams) {
+  return (8 * (kWeightBarriers + kSumBarriers * num_teams) + 15) / 16 * 16;
+}
+static_assert(kBarrierBytes == barrier_bytes(1));
+
+// Floats of a team: sums of its warps and of all blocks, what becomes of them.
+template <typename S>
+__host__ __device__ constexpr int team_floats(int num_warps, int num_blocks) {
+  return num_warps * S::kWarpSums + num_blocks * (S::kItems + S::kProjected) +
+         kUnitTokens * (2 * S::kGates + S::kRank);
+}
+
+// Bytes of dynamic shared memory with so many warps a team. The separate kernels, which have one, keep what they receive
+// in global memory: no blocks.
 template <typename T, typename S>
-constexpr int shared_bytes(int num_warps, int num_blocks, bool is_fused) {
-  const int received = is_fused ? num_blocks * (S::kItems + S::kProjected) : 0;
-  const int inner = kUnitTokens * (2 * S::kGates + S::kRank);
-  return kBarrierBytes + S::kRows * row_bytes<T>(num_warps) +
-         4 * (num_warps * S::kWarpSums + received + inner);
+constexpr int shared_bytes(int num_warps, int num_blocks, int num_teams) {
+  return barrier_bytes(num_teams) + S::kRows * row_bytes<T>(num_warps) +
+         4 * num_teams * team_floats<S>(num_warps, num_blocks);
+}
+
+// Warps of a cluster kernel's team, known to the compiler so that rows of weights lie at fixed distances: eight, or four
+// where a row of 4096 columns would not fit eight blocks.
+template <typename T, typename S>
+__host__ __device__ constexpr int cluster_warps() {
+  return S::kRows * row_bytes<T>(8) + 4 * team_floats<S>(8, 8) + kBarrierBytes <= kMostShared ? 8 : 4;
 }
 
 // Which of update_in's rows hold what while a unit kernel updates and injects. A warp's sums lie in its own columns of
@@ -85,24 +109,32 @@ struct Reuse {
   static constexpr int kRowFloats = kSliceColumns * sizeof(T) / 4;
   static constexpr int kSumRows = (S::kWarpSums + kRowFloats - 1) / kRowFloats;
 
-  __host__ __device__ static constexpr int rows_of(int num_floats, int num_warps) {
-    return (4 * num_floats + row_bytes<T>(num_warps) - 1) / row_bytes<T>(num_warps);
+  __host__ __device__ static constexpr int rows_of(int num_floats) {
+    constexpr int kBytes = row_bytes<T>(cluster_warps<T, S>());
+    return (4 * num_floats + kBytes - 1) / kBytes;
   }
-  __host__ __device__ static constexpr int first_unit_row(int num_warps, int num_blocks) {
-    return kSumRows + rows_of(num_blocks * S::kProjected, num_warps);
+  __host__ __device__ static constexpr int first_unit_row(int num_blocks) {
+    return kSumRows + rows_of(num_blocks * S::kProjected);
   }
-  __host__ __device__ static constexpr int first_projection_row(int num_warps, int num_blocks) {
-    return first_unit_row(num_warps, num_blocks) + rows_of(kUnitTokens * 2 * S::kGates, num_warps);
+  __host__ __device__ static constexpr int first_projection_row(int num_blocks) {
+    return first_unit_row(num_blocks) + rows_of(kUnitTokens * 2 * S::kGates);
   }
 };
 
 // The same for the unit kernel; 0 where update_in's rows are too few.
 template <typename T, typename S>
-constexpr int unit_shared_bytes(int num_warps, int num_blocks) {
-  const int first = Reuse<T, S>::first_projection_row(num_warps, num_blocks);
-  const int used = first + Reuse<T, S>::rows_of(S::kProjected, num_warps);
+constexpr int unit_shared_bytes(int num_blocks) {
+  using R = Reuse<T, S>;
+  const int used = R::first_projection_row(num_blocks) + R::rows_of(S::kProjected);
   if (used > 2 * S::kGates) return 0;
-  return kBarrierBytes + S::kRows * row_bytes<T>(num_warps) + 4 * num_blocks * S::kItems;
+  return kBarrierBytes + S::kRows * row_bytes<T>(cluster_warps<T, S>()) + 4 * num_blocks * S::kItems;
+}
+
+// Teams of a block: as many as leave a thread the registers that it needs.
+template <typename T, int kGateTiles, int kRankTiles>
+__host__ __device__ constexpr int max_teams() {
+  const int num_warps = sizeof(T) == 2 && kGateTiles == 1 && kRankTiles == 1 ? 24 : 16;
+  return num_warps / cluster_warps<T, Shape<kGateTiles, kRankTiles>>();
 }
 
 // Blocks of a unit kernel on a multiprocessor: more would not leave a thread the registers that it needs.
@@ -147,11 +179,10 @@ __device__ inline void store_octet(T* target, const float (&columns)[8], int num
   if constexpr (kIsWide) {
     Octet<T> octet;
     pack(columns, octet);
-    uint4* words = reinterpret_cast<uint4*>(target);
 #pragma unroll
     for (int i = 0; i < static_cast<int>(sizeof(T)) / 2; ++i) {
-      words[i] = make_uint4(octet.word[4 * i], octet.word[4 * i + 1], octet.word[4 * i + 2],
-                            octet.word[4 * i + 3]);
+      store_words(reinterpret_cast<uint4*>(target) + i, octet.word[4 * i], octet.word[4 * i + 1],
+                  octet.word[4 * i + 2], octet.word[4 * i + 3]);
     }
   } else {
 #pragma unroll
@@ -161,7 +192,7 @@ __device__ inline void store_octet(T* target, const float (&columns)[8], int num
   }
 }
 
-__device__ inline float sigmoid(float x) { return __fdividef(1.0f, 1.0f + __expf(-x)); }
+__device__ inline float sigmoid(float x) { return reciprocal(1.0f + power_of_two(-1.44269504f * x)); }
 
 __device__ inline float activate(float u, bool is_gelu) {
   return is_gelu ? 0.5f * u * (1.0f + erff(u * 0.70710678f)) : u * sigmoid(u);
@@ -181,19 +212,24 @@ struct Boundary {
   using Inner = uint32_t[Split<T>::kActivationParts];
   using R = Reuse<T, S>;
   static constexpr bool kIsUnit = kPart == Part::kUnit;
-  static constexpr bool kIsFused = kPart == Part::kFused || kIsUnit;
+  static constexpr bool kHasTeams = kPart == Part::kTeams;
+  static constexpr bool kIsFused = kPart == Part::kFused || kHasTeams || kIsUnit;
   static constexpr bool kIsWide = kIsFused;
+  static constexpr int num_warps = kIsFused ? cluster_warps<T, S>() : kPartWarps;
+  static constexpr int row_stride = row_bytes<T>(num_warps) / sizeof(T);  // of the shared rows
+  static constexpr int kInTiles = 2 * kGateTiles, kDownTiles = 2 * kRankTiles;  // of 8 rows
+  static constexpr int kUnrolled = kIsFused && !kIsUnit ? kGroups : 1;
 
   const BoundaryParams& p;
-  int lane, row, quad, warp, num_warps, block;
+  int lane, row, quad, block;
+  int team, num_teams, thread, warp;  // this thread's team; the other two are numbers within it
   int block_column, first_column;  // first of the block, and of this lane's first octet
   uint64_t* barriers;
   int parity, sums_parity;         // of the barriers' current phase
   T *weights, *slice;              // shared rows of the block, and this warp's columns of them
-  int row_stride;
   float *warp_sums, *units, *projection, *reduced, *projected;
   // of the tile
-  int tile, slot, flags, first_index, tile_tokens;
+  int slot, flags, first_index;
   // of the unit
   int num_tokens, token;           // this lane's token, or kNoAdapter beyond the unit's end
   T *hidden_row, *state_row;
@@ -202,23 +238,24 @@ struct Boundary {
 
   __device__ Boundary(const BoundaryParams& params, char* shared) : p(params) {
     lane = threadIdx.x % 32, row = lane / 4, quad = lane % 4;
-    warp = threadIdx.x / 32, num_warps = blockDim.x / 32;
+    num_teams = kHasTeams ? blockDim.x / (32 * num_warps) : 1;
+    team = kHasTeams ? threadIdx.x / (32 * num_warps) : 0;
+    thread = threadIdx.x - team * 32 * num_warps, warp = thread / 32;
     block = blockIdx.x % p.num_blocks;
     block_column = block * num_warps * kSliceColumns;
     first_column = block_column + warp * kSliceColumns + 8 * quad;
     barriers = reinterpret_cast<uint64_t*>(shared);
-    weights = reinterpret_cast<T*>(shared + kBarrierBytes);
+    weights = reinterpret_cast<T*>(shared + barrier_bytes(num_teams));
     slice = weights + warp * kSliceColumns;
-    row_stride = row_bytes<T>(num_warps) / sizeof(T);
     float* behind_weights = reinterpret_cast<float*>(weights + S::kRows * row_stride);
     if constexpr (kIsUnit) {
       reduced = behind_weights;
       warp_sums = in_place_of(0);
       projected = in_place_of(R::kSumRows);
-      units = in_place_of(R::first_unit_row(num_warps, p.num_blocks));
-      projection = in_place_of(R::first_projection_row(num_warps, p.num_blocks));
+      units = in_place_of(R::first_unit_row(p.num_blocks));
+      projection = in_place_of(R::first_projection_row(p.num_blocks));
     } else {
-      warp_sums = behind_weights;
+      warp_sums = behind_weights + team * team_floats<S>(num_warps, p.num_blocks);
       units = warp_sums + num_warps * S::kWarpSums;
       projection = units + kUnitTokens * 2 * S::kGates;
       reduced = projection + S::kProjected;
@@ -241,42 +278,50 @@ struct Boundary {
 
   // ---- the tile and its tokens
 
-  // Reads the tile's slot and flags; returns whether the slot is another than before.
-  __device__ bool take_tile(int index) {
-    tile = index;
+  // Reads the tile's slot and flags.
+  __device__ void take_tile(int tile) {
     // All flags of a usual number of slots at once, beside the slot itself rather than after it.
     const int near_flags = lane < p.num_slots ? p.flags[lane] : 0;
     const int far_flags = lane + 32 < p.num_slots ? p.flags[lane + 32] : 0;
     const int2 entry = reinterpret_cast<const int2*>(p.tiles)[tile];
-    const bool is_fresh = entry.x != slot;
     slot = entry.x, first_index = entry.y;
     flags = __shfl_sync(kAllLanes, slot < 32 ? near_flags : far_flags, slot & 31);
     if (slot >= 64) flags = p.flags[slot];
     if (slot < 0) flags = 0;
-    return is_fresh;
   }
+
+  // Where the slot's tokens end.
+  __device__ int slot_end() const { return p.slot_starts[slot + 1]; }
 
   // Whether the tile's half has a token; the first one always has.
   __device__ bool has_unit(int half) const {
-    return half == 0 || p.slot_starts[slot + 1] - first_index > kUnitTokens;
+    return half == 0 || slot_end() - first_index > kUnitTokens;
   }
 
-  // Finds the tokens of the tile's half; returns whether it has any.
-  __device__ bool take_unit(int half) {
-    const int index = first_index + kUnitTokens * half + row;
-    token = p.token_order[min(index, p.num_order - 1)];  // beside slot_starts, not after it
-    tile_tokens = min(kTileTokens, p.slot_starts[slot + 1] - first_index);
-    num_tokens = min(kUnitTokens, tile_tokens - kUnitTokens * half);
-    if (row >= num_tokens) token = kNoAdapter;
+  __device__ int read_token(int index) const { return p.token_order[min(index, p.num_order - 1)]; }
+
+  // Takes the unit whose tokens begin at `index` and end before `end` at the latest; of_row is the token of this lane's row.
+  __device__ void take_unit(int index, int end, int of_row) {
+    num_tokens = min(kUnitTokens, end - index);
+    token = row < num_tokens ? of_row : kNoAdapter;
     const int64_t place = max(token, 0);
     hidden_row = static_cast<T*>(p.hidden) + place * p.hidden_stride + first_column;
     state_row = static_cast<T*>(p.state) + place * p.state_stride + first_column;
-    if constexpr (!kIsFused) {
-      const int64_t part = (2 * static_cast<int64_t>(tile) + half) * p.num_blocks;
-      reduced = p.reduced + part * S::kItems;
-      projected = p.projected + part * S::kProjected;
-    }
+  }
+
+  // Takes the tile's half, whose tokens nobody has read yet; returns whether it has any.
+  __device__ bool take_half(int half) {
+    const int index = first_index + kUnitTokens * half;
+    const int of_row = read_token(index + row);  // beside slot_starts, not after it
+    take_unit(index, slot_end(), of_row);
     return num_tokens > 0;
+  }
+
+  // Where the separate kernels exchange the sums of the tile's half.
+  __device__ void take_scratch(int tile, int half) {
+    const int64_t part = (2 * static_cast<int64_t>(tile) + half) * p.num_blocks;
+    reduced = p.reduced + part * S::kItems;
+    projected = p.projected + part * S::kProjected;
   }
 
   __device__ int columns_left(int group) const {
@@ -346,7 +391,7 @@ struct Boundary {
   __device__ void clear_padding() {
     const int columns = block_columns(), end = num_warps * kSliceColumns;
     if (p.gate_size == S::kGates && p.rank == S::kRank && columns == end) return;
-    for (int r = warp; r < S::kRows; r += num_warps) {
+    for (int r = threadIdx.x / 32; r < S::kRows; r += num_teams * num_warps) {
       const int unit = (r - S::kIn) % S::kGates, index = (r - S::kDown) % S::kRank;
       const bool is_padding = r >= S::kDown  ? index >= p.rank
                               : r >= S::kIn ? unit >= p.gate_size
@@ -354,6 +399,20 @@ struct Boundary {
       for (int c = lane + (is_padding ? 0 : columns); c < end; c += 32) {
         weights[r * row_stride + c] = from_float<T>(0.0f);
       }
+    }
+  }
+
+  // Of this team's sums with which = 0 or 1, of the next team's behind them.
+  __device__ uint64_t* sum_barrier(int which) const {
+    return &barriers[kWeightBarriers + kSumBarriers * team + which];
+  }
+
+  // The threads of one team.
+  __device__ void sync_team() const {
+    if constexpr (kHasTeams) {
+      sync_threads(1 + team, 32 * num_warps);
+    } else {
+      __syncthreads();
     }
   }
 
@@ -365,8 +424,7 @@ struct Boundary {
         init_barrier(&barriers[0], kInItems + 2);
         init_barrier(&barriers[1], kInItems + kRankItems + 1);
         init_barrier(&barriers[2], kRankItems);
-        init_barrier(&barriers[3], 1);
-        init_barrier(&barriers[4], 1);
+        for (int i = 0; i < kSumBarriers * num_teams; ++i) init_barrier(sum_barrier(i), 1);
       }
       fence_copies();
     }
@@ -374,12 +432,12 @@ struct Boundary {
     if constexpr (kIsFused) arrive_at_cluster();
   }
 
-  // Starts copying the slot's weights, a row a lane. Whoever needs them waits with wait_weights.
+  // Starts copying the slot's weights, a row a lane, by all teams. Whoever needs them waits with wait_weights.
   __device__ void fetch_weights() {
     parity ^= 1;
     const int num_bytes = block_columns() * sizeof(T);
 #pragma unroll 1
-    for (int item = warp; item < kNumItems; item += num_warps) {
+    for (int item = threadIdx.x / 32; item < kNumItems; item += num_teams * num_warps) {
       int r;
       const Segment segment = find_segment(item, r);
       r += lane;
@@ -413,11 +471,9 @@ struct Boundary {
     if constexpr (kIsFused) wait_barrier(&barriers[part], parity);
   }
 
-  // Rows `row` and `row` + 8 from first_row on, this lane's octet.
-  __device__ void read_rows(int first_row, int group, Weights& low, Weights& high) const {
-    const T* rows = slice + (first_row + row) * row_stride + 32 * group + 8 * quad;
-    split_weights(read_octet(rows), low);
-    split_weights(read_octet(rows + 8 * row_stride), high);
+  // Row `row` from first_row on, this lane's octet.
+  __device__ void read_row(int first_row, int group, Weights& words) const {
+    split_weights(read_octet(slice + (first_row + row) * row_stride + 32 * group + 8 * quad), words);
   }
 
   // Row pair 2 quad, 2 quad + 1 from first_row on, four columns of it.
@@ -447,19 +503,17 @@ struct Boundary {
     if ((flags & kUpdate) && (flags & kNorm)) sample_centre();
   }
 
-  // Brings the rows of the unit behind this one to the cache: tiles follow each other in token_order.
-  __device__ void prefetch_next(int half) const {
-    const int index = first_index + kUnitTokens * half + num_tokens + row;
-    const int next = p.token_order[min(index, p.num_order - 1)];
-    if (next < 0 || first_column >= p.hidden_size) return;
-    const int64_t place = next;
+  // Brings a token's row to the cache, this warp's slice of one tensor's a lane; lanes that differ by kUnitTokens have the
+  // same token.
+  __device__ void prefetch_row(int of_token) const {
+    const int which = lane / kUnitTokens, column = first_column - 8 * quad;
+    const void* data = which == 0 ? p.hidden : which == 1 ? p.state : which == 2 ? p.residual : nullptr;
+    const int64_t stride = which == 0 ? p.hidden_stride : which == 1 ? p.state_stride : p.residual_stride;
+    if (of_token < 0 || data == nullptr || column >= p.hidden_size) return;
+    const char* place = static_cast<const char*>(data) + (of_token * stride + column) * sizeof(T);
 #pragma unroll
-    for (int group = 0; group < kGroups; ++group) {
-      const int column = first_column + 32 * group;
-      prefetch(static_cast<const T*>(p.hidden) + place * p.hidden_stride + column);
-      prefetch(static_cast<const T*>(p.state) + place * p.state_stride + column);
-      if (p.residual == nullptr) continue;
-      prefetch(static_cast<const T*>(p.residual) + place * p.residual_stride + column);
+    for (int line = 0; line < kSliceColumns * static_cast<int>(sizeof(T)); line += 128) {
+      prefetch(place + line);
     }
   }
 
@@ -467,15 +521,16 @@ struct Boundary {
   // digits to a mean far from zero.
   __device__ void sample_centre() {
     const int64_t place = max(token, 0);
-    const int num_columns = token < 0 ? 0 : min(8, p.hidden_size - 8 * quad);
-    const T* first = static_cast<const T*>(p.hidden) + place * p.hidden_stride + 8 * quad;
-    const T* second = static_cast<const T*>(p.residual) + place * p.residual_stride + 8 * quad;
-    float columns[8], more[8], total = 0.0f;
-    unpack(load_octet<kIsWide>(first, num_columns), columns);
-    unpack(load_octet<kIsWide>(second, p.residual == nullptr ? 0 : num_columns), more);
+    const T* first = static_cast<const T*>(p.hidden) + place * p.hidden_stride;
+    const T* second = static_cast<const T*>(p.residual) + place * p.residual_stride;
+    float total = 0.0f;
 #pragma unroll
-    for (int i = 0; i < 8; ++i) total += columns[i] + more[i];
-    centre = sum_quads(total) / min(kSampleColumns, p.hidden_size);
+    for (int column = 2 * quad; column < 2 * quad + 2; ++column) {
+      if (token < 0 || column >= p.hidden_size) continue;
+      total += to_float(first[column]);
+      if (p.residual != nullptr) total += to_float(second[column]);
+    }
+    centre = sum_quads(total) * reciprocal(min(kSampleColumns, p.hidden_size));
   }
 
   // Each part's loop over the groups is not unrolled; it works on octet 0, and they change places at its end.
@@ -497,25 +552,27 @@ struct Boundary {
   // ---- reduce: x @ update_in over the slice
 
   __device__ void reduce(bool is_fresh) {
-    float sums[kGateTiles][4] = {}, affine[kGateTiles][4] = {}, moments[2] = {};
+    float sums[kInTiles][4] = {}, affine[kGateTiles][4] = {}, moments[2] = {};
     const bool has_norm = flags & kNorm;
-#pragma unroll 1
+#pragma unroll kUnrolled
     for (int group = 0; group < kGroups; ++group, next_group()) {
-      float weight[8], h[8];
-      Activations x, norm = {};
+      float h[8];
+      Activations x;
+      Weights norm;
       read_h(h);
       if (has_norm) {
+        float weight[8];
         read_vector(S::kNormWeight, group, weight);
         centre_and_weigh(columns_left(group), weight, h, moments);
-        if (is_fresh) read_norm(group, weight, norm);
+        if (is_fresh) read_norm(group, norm);
       }
       split_columns(h, x);
 #pragma unroll
-      for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-        Weights low, high;
-        read_rows(S::kIn + 16 * gate_tile, group, low, high);
-        multiply_columns<T>(sums[gate_tile], low, high, x);
-        if (has_norm && is_fresh) multiply_columns<T>(affine[gate_tile], low, high, norm);
+      for (int tile = 0; tile < kInTiles; ++tile) {
+        Weights rows;
+        read_row(S::kIn + 8 * tile, group, rows);
+        multiply_columns<T>(sums[tile], rows, x);
+        if (has_norm && is_fresh) multiply_rows<T>(affine[tile / 2], rows, norm, tile % 2);
       }
     }
     store_sums(sums, affine, moments, has_norm && is_fresh);
@@ -535,52 +592,52 @@ struct Boundary {
   }
 
   // The norm's weight and bias as two tokens of their own: what a shift of the mean and the bias add to each row.
-  __device__ void read_norm(int group, const float (&weight)[8], Activations& words) const {
-    float columns[8];
-    read_vector(S::kNormBias, group, columns);
-#pragma unroll
-    for (int i = 0; i < 8; ++i) columns[i] = row == 0 ? weight[i] : row == 1 ? columns[i] : 0.0f;
-    split_columns(columns, words);
+  __device__ void read_norm(int group, Weights& words) const {
+    Octet<T> octet{};
+    if (row < 2) octet = read_octet(slice + (S::kNormWeight + row) * row_stride + 32 * group + 8 * quad);
+    split_weights(octet, words);
   }
 
-  __device__ void store_sums(const float (&sums)[kGateTiles][4],
+  __device__ void store_sums(const float (&sums)[kInTiles][4],
                              const float (&affine)[kGateTiles][4], const float (&moments)[2],
                              bool has_affine) {
     if constexpr (kIsUnit) __syncwarp();  // the warp's other lanes have read the rows that change hands
+    const int of_token = S::kAffine + row * S::kReduced;
+    store_tiles(of_token, sums);
 #pragma unroll
-    for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-      store_square(S::kAffine + 2 * quad * S::kReduced + row + 16 * gate_tile, S::kReduced,
-                   sums[gate_tile]);
+    for (int gate_tile = 0; gate_tile < kGateTiles && has_affine && row < 2; ++gate_tile) {
+      const int item = 2 * S::kGates * row + 16 * gate_tile + 2 * quad;
+      store_pair(item, affine[gate_tile][0], affine[gate_tile][1]);
+      store_pair(item + 8, affine[gate_tile][2], affine[gate_tile][3]);
     }
     const float first = sum_quads(moments[0]), second = sum_quads(moments[1]);
-    if (quad != 0) return;
-    const int item = S::kAffine + row * S::kReduced + 2 * S::kGates;
-    warp_sum(warp, item) = first, warp_sum(warp, item + 1) = second;
-    if (!has_affine) return;
+    if (quad == 0) store_pair(of_token + 2 * S::kGates, first, second);
+  }
+
+  // What a lane holds of products with 8 rows each: two neighbouring ones of its token, `item` the first of all.
+  template <int kTiles>
+  __device__ void store_tiles(int item, const float (&values)[kTiles][4]) const {
 #pragma unroll
-    for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-      store_square(16 * gate_tile + row, 2 * S::kGates, affine[gate_tile]);
+    for (int tile = 0; tile < kTiles; ++tile) {
+      store_pair(item + 8 * tile + 2 * quad, values[tile][0] + values[tile][2],
+                 values[tile][1] + values[tile][3]);
     }
   }
 
-  // What a lane holds of a product's result: two tokens, `stride` apart, of two rows, 8 apart.
-  __device__ void store_square(int item, int stride, const float (&values)[4]) const {
-    warp_sum(warp, item) = values[0], warp_sum(warp, item + stride) = values[1];
-    warp_sum(warp, item + 8) = values[2], warp_sum(warp, item + stride + 8) = values[3];
+  __device__ void store_pair(int item, float first, float second) const {
+    *reinterpret_cast<float2*>(&warp_sum(warp, item)) = {first, second};
   }
 
   // Adds up items [begin, end) over the warps and gives the sums to all blocks of the tile, four at a time; what fills
   // up the last four nobody reads. Without has_sums it is zeros that nobody reads, which keeps the blocks in step.
   __device__ void publish(float* received, int num_items, int begin, int end, bool has_sums,
-                          int barrier) {
+                          int which) {
     if (!has_sums) begin = 0, end = 1;
     const int num_parts = has_sums ? num_warps : 0, num_sent = (end - begin + 3) / 4;
-    __syncthreads();
-    if (kIsFused && threadIdx.x == 0) {
-      expect_bytes(&barriers[barrier], 16 * num_sent * p.num_blocks);
-    }
+    sync_team();
+    if (kIsFused && thread == 0) expect_bytes(sum_barrier(which), 16 * num_sent * p.num_blocks);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < num_sent; i += blockDim.x) {
+    for (int i = thread; i < num_sent; i += 32 * num_warps) {
       const int item = begin + 4 * i;
       float totals[4] = {};
 #pragma unroll 4
@@ -592,7 +649,7 @@ struct Boundary {
       if constexpr (kIsFused) {
 #pragma unroll 1
         for (int other = 0; other < p.num_blocks; ++other) {
-          send(address_at(target, other), totals, address_at(&barriers[barrier], other));
+          send(address_at(target, other), totals, address_at(sum_barrier(which), other));
         }
       } else {
 #pragma unroll
@@ -601,8 +658,8 @@ struct Boundary {
     }
   }
 
-  __device__ void wait_sums(int barrier) {
-    if constexpr (kIsFused) wait_barrier(&barriers[barrier], sums_parity);
+  __device__ void wait_sums(int which) {
+    if constexpr (kIsFused) wait_barrier(sum_barrier(which), sums_parity);
   }
 
   // Adds up some items over the tile's blocks.
@@ -622,9 +679,9 @@ struct Boundary {
 
   // One value a thread: u = act(bottleneck), for all tokens and both branches.
   __device__ void find_units() {
-    const float part_of_row = 1.0f / p.hidden_size;
+    const float part_of_row = reciprocal(p.hidden_size);
 #pragma unroll 1
-    for (int i = threadIdx.x; i < num_tokens * 2 * S::kGates; i += blockDim.x) {
+    for (int i = thread; i < num_tokens * 2 * S::kGates; i += 32 * num_warps) {
       const int unit = i % (2 * S::kGates), of_token = S::kAffine + i / (2 * S::kGates) * S::kReduced;
       const int moments = of_token + 2 * S::kGates;
       float totals[5];
@@ -642,7 +699,7 @@ struct Boundary {
       }
       units[i] = activate(u, flags & kGelu);
     }
-    __syncthreads();
+    sync_team();
   }
 
   // Left operand of a product with row pairs: two inner values of this lane's token.
@@ -653,42 +710,46 @@ struct Boundary {
   }
 
   // z = u @ update_out + bias of both branches for 32 columns: z[j][0..1] transform, z[j][2..3] gate.
-  __device__ void expand(int group, float (&z)[4][4]) const {
-    float bias[2][8] = {};
-    if (flags & kBias) {
-      read_vector(S::kOutBias, group, bias[0]);
-      read_vector(S::kOutBias + 1, group, bias[1]);
-    }
-#pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      z[j][0] = bias[0][j], z[j][1] = bias[0][4 + j];
-      z[j][2] = bias[1][j], z[j][3] = bias[1][4 + j];
-    }
+  __device__ void expand(int group, const Inner (&transform)[kGateTiles],
+                         const Inner (&gate)[kGateTiles], float (&z)[4][4]) const {
 #pragma unroll
     for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-      Inner transform, gate;
       Weights transform_rows, gate_rows;
-      read_inner(units, 2 * S::kGates, 8 * gate_tile, transform);
-      read_inner(units, 2 * S::kGates, S::kGates + 8 * gate_tile, gate);
       read_row_pair(S::kOut + 8 * gate_tile, group, transform_rows);
       read_row_pair(S::kOut + S::kGates + 8 * gate_tile, group, gate_rows);
-      multiply_branches<T>(z, transform, gate, transform_rows, gate_rows);
+      multiply_branches<T>(z, transform[gate_tile], gate[gate_tile], transform_rows, gate_rows);
+    }
+    if (!(flags & kBias)) return;
+    float bias[2][8];
+    read_vector(S::kOutBias, group, bias[0]);
+    read_vector(S::kOutBias + 1, group, bias[1]);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      z[j][0] += bias[0][j], z[j][1] += bias[0][4 + j];
+      z[j][2] += bias[1][j], z[j][3] += bias[1][4 + j];
     }
   }
 
   __device__ void update() {
-    float sums[kRankTiles][4] = {};
-#pragma unroll 1
+    float sums[kDownTiles][4] = {};
+    Inner transform[kGateTiles], gate[kGateTiles];
+    if (flags & kUpdate) {
+#pragma unroll
+      for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
+        read_inner(units, 2 * S::kGates, 8 * gate_tile, transform[gate_tile]);
+        read_inner(units, 2 * S::kGates, S::kGates + 8 * gate_tile, gate[gate_tile]);
+      }
+    }
+#pragma unroll kUnrolled
     for (int group = 0; group < kGroups; ++group, next_group()) {
       float s[8], h[8];
       unpack(state[0], s);
       if (flags & kUpdate) {
-        float z[4][4];
-        expand(group, z);
+        float z[4][4] = {};
+        expand(group, transform, gate, z);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-          const float transform = z[i % 4][i / 4], gate = z[i % 4][2 + i / 4];
-          s[i] += sigmoid(gate) * (transform - s[i]);
+          s[i] += sigmoid(z[i % 4][2 + i / 4]) * (z[i % 4][i / 4] - s[i]);
         }
         store_octet<kIsWide>(state_row + 32 * group, s, columns_left(group));
       }
@@ -699,20 +760,13 @@ struct Boundary {
       Activations discrepancy;
       split_columns(h, discrepancy);
 #pragma unroll
-      for (int rank_tile = 0; rank_tile < kRankTiles; ++rank_tile) {
-        Weights low, high;
-        read_rows(S::kDown + 16 * rank_tile, group, low, high);
-        multiply_columns<T>(sums[rank_tile], low, high, discrepancy);
+      for (int tile = 0; tile < kDownTiles; ++tile) {
+        Weights rows;
+        read_row(S::kDown + 8 * tile, group, rows);
+        multiply_columns<T>(sums[tile], rows, discrepancy);
       }
     }
-    if (flags & kInject) store_projections(sums);
-  }
-
-  __device__ void store_projections(const float (&sums)[kRankTiles][4]) {
-#pragma unroll
-    for (int rank_tile = 0; rank_tile < kRankTiles; ++rank_tile) {
-      store_square(2 * quad * S::kRank + row + 16 * rank_tile, S::kRank, sums[rank_tile]);
-    }
+    if (flags & kInject) store_tiles(row * S::kRank, sums);
   }
 
   // ---- inject
@@ -720,16 +774,16 @@ struct Boundary {
   __device__ void find_projection() {
     const float scale = p.scale[slot];
 #pragma unroll 1
-    for (int i = threadIdx.x; i < num_tokens * S::kRank; i += blockDim.x) {
+    for (int i = thread; i < num_tokens * S::kRank; i += 32 * num_warps) {
       float total[1];
       sum_blocks(projected, S::kProjected, {i}, total);
       projection[i] = scale * total[0];
     }
-    __syncthreads();
+    sync_team();
   }
 
   __device__ void inject() {
-#pragma unroll 1
+#pragma unroll kUnrolled
     for (int group = 0; group < kGroups; ++group, next_group()) {
       float correction[4][4] = {}, h[8];
 #pragma unroll
@@ -760,14 +814,14 @@ struct Boundary {
   __device__ void publish_reduced(bool is_fresh) {
     const int begin = is_fresh && (flags & kNorm) ? 0 : S::kAffine;
     const int end = S::kAffine + num_tokens * S::kReduced;
-    publish(reduced, S::kItems, begin, end, flags & kUpdate, 3);
+    publish(reduced, S::kItems, begin, end, flags & kUpdate, 0);
   }
 
   __device__ void run_update() {
     if (flags & kUpdate) find_units();
     wait_weights(1);
     update();
-    publish(projected, S::kProjected, 0, num_tokens * S::kRank, flags & kInject, 4);
+    publish(projected, S::kProjected, 0, num_tokens * S::kRank, flags & kInject, 1);
   }
 
   __device__ void run_inject() {
@@ -793,55 +847,88 @@ __device__ inline int count_tiles(const BoundaryParams& p) {
 extern __shared__ __align__(16) char shared_memory[];
 #endif
 
-template <typename T, int kGateTiles, int kRankTiles>
-__global__ void __launch_bounds__(32 * kMaxWarps, 1)
-    boundary_fused_kernel(const __grid_constant__ BoundaryParams p) {
-#if __CUDA_ARCH__ >= 900  // elsewhere never launched
-  Boundary<T, kGateTiles, kRankTiles, Part::kFused> work(p, shared_memory);
+// The tiles of a cluster: a range, or one.
+__device__ inline int2 find_range(const BoundaryParams& p) {
   const int cluster = blockIdx.x / p.num_blocks;
-  int first = cluster, end = cluster + 1;
-  if (p.num_clusters < p.num_tiles) {
-    const int used = count_tiles(p), share = (used + p.num_clusters - 1) / p.num_clusters;
-    first = cluster * share, end = min(first + share, used);
-  }
-  bool is_first = true;  // then weights may still be on their way while the previous kernel runs
+  if (p.num_clusters >= p.num_tiles) return {cluster, cluster + 1};
+  const int used = count_tiles(p), share = (used + p.num_clusters - 1) / p.num_clusters;
+  return {cluster * share, min((cluster + 1) * share, used)};
+}
+
+template <typename T, int kGateTiles, int kRankTiles, Part kPart>
+__device__ inline void run_range(const BoundaryParams& p) {
+#if __CUDA_ARCH__ >= 900  // elsewhere never launched
+  Boundary<T, kGateTiles, kRankTiles, kPart> work(p, shared_memory);
+  const int2 range = find_range(p);
+  const int step = kUnitTokens * work.num_teams;
+  bool is_prepared = false, is_first = true;  // weights may be on their way while the previous kernel runs
+  int tile = range.x;
 #pragma unroll 1
-  for (int tile = first; tile < end; ++tile) {
-    bool is_fresh = work.take_tile(tile);
-    if (work.flags == 0) continue;
-    if (is_first) {
-      work.prepare();
-    } else if (is_fresh) {
-      __syncthreads();  // all warps have read the previous slot's weights
+  while (tile < range.y) {
+    work.take_tile(tile);
+    if (work.flags == 0) {
+      ++tile;
+      continue;
     }
-    if (is_fresh) work.fetch_weights();
+    // The slot's tiles follow each other, and their tokens.
+    const int end = min(work.slot_end(), work.first_index + kTileTokens * (range.y - tile));
+    tile += (end - work.first_index + kTileTokens - 1) / kTileTokens;
+    if (is_prepared) {
+      __syncthreads();  // all teams have read the previous slot's weights
+    } else {
+      work.prepare();
+    }
+    is_prepared = true;
+    work.fetch_weights();
+    bool is_fresh = true;
+    int index = work.first_index + kUnitTokens * work.team;
+    int next = work.read_token(index + work.lane % kUnitTokens);
 #pragma unroll 1
-    for (int half = 0; half < 2 && work.take_unit(half); ++half) {
+    for (; index < end; index += step) {
+      work.take_unit(index, end, __shfl_sync(kAllLanes, next, work.row));
       if (is_first) {
         wait_for_previous_kernel();
         release_next_kernel();  // not before: what comes next may read what this kernel's predecessor wrote
       }
       work.load_activations();
-      if (end - first > 1 || work.tile_tokens > kUnitTokens) work.prefetch_next(half);
+      if (index + step < end) {
+        next = work.read_token(index + step + work.lane % kUnitTokens);
+        work.prefetch_row(next);
+      }
       work.run_reduce(is_fresh);
       if (is_first) wait_for_cluster();  // all blocks have started, their barriers are ready
       is_first = false;
       work.sums_parity ^= 1;
       work.publish_reduced(is_fresh);
       is_fresh = false;
-      work.wait_sums(3);
+      work.wait_sums(0);
       work.run_update();
-      work.wait_sums(4);
+      work.wait_sums(1);
       work.run_inject();
     }
   }
-  if (is_first && cluster == 0) wait_for_previous_kernel();  // else this kernel could end before it
+  if (is_first && is_prepared) wait_for_cluster();  // a team without a unit
+  if (is_first && blockIdx.x < p.num_blocks) wait_for_previous_kernel();  // else this kernel could end before it
 #endif
+}
+
+template <typename T, int kGateTiles, int kRankTiles>
+__global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>(), 2)
+    boundary_fused_kernel(const __grid_constant__ BoundaryParams p) {
+  run_range<T, kGateTiles, kRankTiles, Part::kFused>(p);
+}
+
+template <typename T, int kGateTiles, int kRankTiles>
+__global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>() *
+                                      max_teams<T, kGateTiles, kRankTiles>(), 1)
+    boundary_team_kernel(const __grid_constant__ BoundaryParams p) {
+  run_range<T, kGateTiles, kRankTiles, Part::kTeams>(p);
 }
 
 // One unit a cluster: all first halves of tiles, then all second ones, which are often empty.
 template <typename T, int kGateTiles, int kRankTiles>
-__global__ void __launch_bounds__(32 * kUnitWarps, unit_blocks<T, kGateTiles>())
+__global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>(),
+                                  unit_blocks<T, kGateTiles>())
     boundary_unit_kernel(const __grid_constant__ BoundaryParams p) {
 #if __CUDA_ARCH__ >= 900
   Boundary<T, kGateTiles, kRankTiles, Part::kUnit> work(p, shared_memory);
@@ -854,7 +941,7 @@ __global__ void __launch_bounds__(32 * kUnitWarps, unit_blocks<T, kGateTiles>())
   }
   work.prepare();
   work.fetch_weights();
-  work.take_unit(half);
+  work.take_half(half);
   wait_for_previous_kernel();
   release_next_kernel();
   work.load_activations();
@@ -862,23 +949,25 @@ __global__ void __launch_bounds__(32 * kUnitWarps, unit_blocks<T, kGateTiles>())
   wait_for_cluster();  // all blocks have started, their barriers are ready
   work.sums_parity = 0;
   work.publish_reduced(true);
-  work.wait_sums(3);
+  work.wait_sums(0);
   work.run_update();
-  work.wait_sums(4);
+  work.wait_sums(1);
   work.run_inject();
 #endif
 }
 
 // One part as a kernel of its own, one block for each tile and piece of columns.
 template <typename T, int kGateTiles, int kRankTiles, Part kPart>
-__global__ void __launch_bounds__(32 * kMaxWarps, 1)
+__global__ void __launch_bounds__(32 * kPartWarps)
     boundary_part_kernel(const __grid_constant__ BoundaryParams p) {
   Boundary<T, kGateTiles, kRankTiles, kPart> work(p, shared_memory);
-  work.take_tile(blockIdx.x / p.num_blocks);
+  const int tile = blockIdx.x / p.num_blocks;
+  work.take_tile(tile);
   if (work.flags == 0) return;
   work.prepare();
   work.load_weights(kPart == Part::kReduce ? 0 : kPart == Part::kUpdate ? 1 : 2);
-  for (int half = 0; half < 2 && work.take_unit(half); ++half) {
+  for (int half = 0; half < 2 && work.take_half(half); ++half) {
+    work.take_scratch(tile, half);
     work.load_activations();
     if constexpr (kPart == Part::kReduce) {
       work.run_reduce(true);

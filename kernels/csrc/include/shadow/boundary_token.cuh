@@ -24,6 +24,7 @@ namespace shadow {
 
 constexpr int kTokenGates = 8, kTokenRank = 16;
 constexpr int kTokenRegisterWarps = 24;  // on a multiprocessor
+constexpr int kTokenSample = 32;        // columns, one a lane, whose mean is the centre of the moments
 
 // What a warp hands to the others: first sums, what the norm's weight and bias add to them, moments; second sums.
 struct TokenSums {
@@ -299,7 +300,7 @@ struct TokenBoundary {
     float moments[2] = {}, x[2] = {h[0], h[1]}, shares[2];
     float* own = warp_sums + warp * TokenSums::kItems;
     if (flags & kNorm) {
-      const float centre = __fdividef(sum_lanes(sample), min(kSampleColumns, p.hidden_size));
+      const float centre = sum_lanes(sample) * reciprocal(min(kTokenSample, p.hidden_size));
       float weight[2];
       unpack_pair(norm_weight, weight);
 #pragma unroll
@@ -334,7 +335,7 @@ struct TokenBoundary {
 
   // u = act(bottleneck) of unit `lane` % 16: a branch's gate.
   __device__ float find_unit(float bias) const {
-    const float part_of_row = __fdividef(1.0f, p.hidden_size);
+    const float part_of_row = reciprocal(p.hidden_size);
     const bool has_norm = flags & kNorm;
     float low = 0.0f, high = 0.0f;
     const int count = has_norm ? TokenSums::kItems : TokenSums::kNormWeight;

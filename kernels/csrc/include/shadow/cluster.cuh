@@ -14,6 +14,17 @@ __device__ inline void prefetch(const void* place) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(place));
 }
 
+// Stores 16 bytes in one instruction; an assignment would become four.
+__device__ inline void store_words(uint4* place, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
+  asm volatile("st.global.v4.u32 [%0], {%1, %2, %3, %4};" ::"l"(place), "r"(x), "r"(y), "r"(z), "r"(w)
+               : "memory");
+}
+
+// The block's threads that name this barrier, 1 to 15, and there are num_threads of them; __syncthreads has barrier 0.
+__device__ inline void sync_threads(int barrier, int num_threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(num_threads) : "memory");
+}
+
 // Reads 16 bytes that nothing writes and nobody reads again soon, or zeros. Stays where it stands among the waits.
 __device__ inline uint4 read_once(const void* place, bool is_used) {
   uint4 words;

@@ -21,37 +21,23 @@
 
 namespace shadow {
 
-// Products are listed as one hexadecimal digit each, the first in the lowest digit.
 template <typename T>
 struct Split;
 
 template <>
 struct Split<__nv_bfloat16> {
-  static constexpr int kWeightParts = 1, kActivationParts = 2, kNumProducts = 2;
-  static constexpr uint32_t kWeights = 0x00, kActivations = 0x01;
+  static constexpr int kWeightParts = 1, kActivationParts = 2;
 };
 
 template <>
 struct Split<__half> {
-  static constexpr int kWeightParts = 2, kActivationParts = 2, kNumProducts = 3;
-  static constexpr uint32_t kWeights = 0x001, kActivations = 0x010;
+  static constexpr int kWeightParts = 2, kActivationParts = 2;
 };
 
 template <>
 struct Split<float> {
-  static constexpr int kWeightParts = 3, kActivationParts = 3, kNumProducts = 6;
-  static constexpr uint32_t kWeights = 0x010120, kActivations = 0x001102;
+  static constexpr int kWeightParts = 3, kActivationParts = 3;
 };
-
-template <typename T>
-__device__ constexpr int weight_part(int product) {
-  return Split<T>::kWeights >> (4 * product) & 0xf;
-}
-
-template <typename T>
-__device__ constexpr int activation_part(int product) {
-  return Split<T>::kActivations >> (4 * product) & 0xf;
-}
 
 __device__ inline float to_float(__nv_bfloat16 x) { return __bfloat162float(x); }
 __device__ inline float to_float(__half x) { return __half2float(x); }
@@ -121,8 +107,8 @@ __device__ inline void split(float first, float second, uint32_t (&words)[kParts
   for (int part = 0; part < kParts; ++part) {
     const __nv_bfloat162 rounded = __floats2bfloat162_rn(first, second);
     words[part] = *reinterpret_cast<const uint32_t*>(&rounded);
-    first -= __low2float(rounded);
-    second -= __high2float(rounded);
+    first -= __uint_as_float(words[part] << 16);
+    second -= __uint_as_float(words[part] & 0xffff0000u);
   }
 }
 
@@ -173,37 +159,61 @@ __device__ inline void pair_rows(const T* first, const T* second,
   }
 }
 
-// sum (16 rows, 8 tokens) += low and high rows (16, 32 columns) @ x (32 columns, 8 tokens).
+// sum += x (8 tokens, 32 columns) @ rows (8, 32 columns).T, as the sum of two: the instruction's left operand has 16 rows,
+// which are the large parts of all tokens and then their small ones, so sum[0..1] and sum[2..3] are to be added.
 template <typename T>
 __device__ inline void multiply_columns(float (&sum)[4],
-                                        const uint32_t (&low)[Split<T>::kWeightParts][4],
-                                        const uint32_t (&high)[Split<T>::kWeightParts][4],
+                                        const uint32_t (&rows)[Split<T>::kWeightParts][4],
                                         const uint32_t (&x)[Split<T>::kActivationParts][4]) {
+  constexpr int kLast = Split<T>::kActivationParts - 1;
 #pragma unroll
-  for (int product = 0; product < Split<T>::kNumProducts; ++product) {
-    const int w = weight_part<T>(product), a = activation_part<T>(product);
+  for (int w = Split<T>::kWeightParts - 1; w >= 0; --w) {
 #pragma unroll
     for (int i = 0; i < 4; i += 2) {
-      multiply(sum, low[w][i], high[w][i], low[w][i + 1], high[w][i + 1], x[a][i], x[a][i + 1]);
+      if (kLast == 2 && w == 0) multiply(sum, x[kLast][i], 0, x[kLast][i + 1], 0, rows[w][i], rows[w][i + 1]);
+      multiply(sum, x[0][i], x[1][i], x[0][i + 1], x[1][i + 1], rows[w][i], rows[w][i + 1]);
+    }
+  }
+}
+
+// The same for a left operand of weights, 8 rows of them, whose product goes to sum[0..1], or with is_second to sum[2..3].
+template <typename T>
+__device__ inline void multiply_rows(float (&sum)[4],
+                                     const uint32_t (&rows)[Split<T>::kWeightParts][4],
+                                     const uint32_t (&left)[Split<T>::kWeightParts][4],
+                                     bool is_second) {
+#pragma unroll
+  for (int part = Split<T>::kWeightParts - 1; part >= 0; --part) {
+#pragma unroll
+    for (int a = part; a >= 0; --a) {
+#pragma unroll
+      for (int i = 0; i < 4; i += 2) {
+        const uint32_t low = left[a][i], high = left[a][i + 1];
+        multiply(sum, is_second ? 0 : low, is_second ? low : 0, is_second ? 0 : high,
+                 is_second ? high : 0, rows[part - a][i], rows[part - a][i + 1]);
+      }
     }
   }
 }
 
 // Products of inner values with weight rows, for 8 tokens and 4 x 8 columns, stack two things in the 16 rows of an
 // instruction. Here two branches, each with its own eight inner rows: sums[j][0..1] += first @ first_rows and
-// sums[j][2..3] += second @ second_rows.
+// sums[j][2..3] += second @ second_rows. Of products of two parts those count that the dtype's accuracy asks for.
 template <typename T>
 __device__ inline void multiply_branches(float (&sums)[4][4],
                                          const uint32_t (&first)[Split<T>::kActivationParts],
                                          const uint32_t (&second)[Split<T>::kActivationParts],
                                          const uint32_t (&first_rows)[Split<T>::kWeightParts][4],
                                          const uint32_t (&second_rows)[Split<T>::kWeightParts][4]) {
+  constexpr int kParts = Split<T>::kActivationParts;
 #pragma unroll
-  for (int product = 0; product < Split<T>::kNumProducts; ++product) {
-    const int w = weight_part<T>(product), a = activation_part<T>(product);
+  for (int a = kParts - 1; a >= 0; --a) {
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-      multiply(sums[j], first[a], 0, 0, second[a], first_rows[w][j], second_rows[w][j]);
+    for (int w = min(Split<T>::kWeightParts, kParts - a) - 1; w >= 0; --w) {
+#pragma unroll
+      for (int j = 0; j < 4; ++j) {
+        multiply(sums[j], first[a], 0, 0, second[a], first_rows[w][j], second_rows[w][j]);
+      }
     }
   }
 }

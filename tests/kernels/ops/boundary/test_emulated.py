@@ -20,7 +20,8 @@ from shadow_kernels.testing import (
 )
 
 NUM_SLOTS = 7
-KERNELS = ("range", "unit", "token")
+TILE_KERNELS = ("range", "teams", "unit")
+KERNELS = (*TILE_KERNELS, "token")
 TOKEN_SIZES = [
     (512, 8, 16, 2),
     (328, 5, 9, 2),
@@ -55,7 +56,7 @@ def test_the_token_kernel_takes_every_size(
     check(library, case, Cut(num_blocks, "token"))
 
 
-@pytest.mark.parametrize("kernel", ["range", "unit"])
+@pytest.mark.parametrize("kernel", TILE_KERNELS)
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
     ("hidden_size", "gate_size", "rank", "num_blocks"),
@@ -76,7 +77,7 @@ def test_each_token_meets_its_own_adapter(library, kernel, popularity):
     check(library, case, Cut(2, kernel, num_clusters=3))
 
 
-@pytest.mark.parametrize("kernel", ["range", "token"])  # "unit" has no place for its sums there
+@pytest.mark.parametrize("kernel", KERNELS)
 def test_a_block_without_columns(library, kernel):
     slots = popularity_slots("uniform", 10, NUM_SLOTS, seed=1)
     check(library, make_case(slots, hidden_size=64, rank=4, flags=MIXED_FLAGS), Cut(2, kernel))
@@ -99,7 +100,7 @@ def test_units_that_a_slot_fills_exactly_or_by_one_more(library, kernel, num_tok
     check(library, make_case(slots), Cut(2, kernel, num_clusters=1))
 
 
-@pytest.mark.parametrize("others", [("range", "unit"), ("token",)], ids=["tiles", "token"])
+@pytest.mark.parametrize("others", [TILE_KERNELS, ("token",)], ids=["tiles", "token"])
 def test_a_row_has_the_same_bits_alone_in_any_batch_and_under_any_timing(library, others):
     slots = popularity_slots("uniform", 40, NUM_SLOTS, seed=3)
     whole = make_case(slots)
@@ -120,9 +121,9 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_and_under_any_timing(library
 
 
 SABOTAGE = {
-    "nobody waits for the first sums": ("work.wait_sums(3);\n  work.run_update", "work.run_update"),
+    "nobody waits for the first sums": ("work.wait_sums(0);\n  work.run_update", "work.run_update"),
     "nobody waits for the second sums": (
-        "work.wait_sums(4);\n  work.run_inject",
+        "work.wait_sums(1);\n  work.run_inject",
         "work.run_inject",
     ),
     "nobody waits for weights": ("wait_barrier(&barriers[part], parity)", "(void)part"),
@@ -139,15 +140,44 @@ SABOTAGE = {
         "in_place_of(R::kSumRows - 3)",
     ),
     "the inner values over the received sums": (
-        "units = in_place_of(R::first_unit_row(num_warps, p.num_blocks))",
-        "units = in_place_of(R::kSumRows)",
+        "units = in_place_of(R::first_unit_row(p.num_blocks))",
+        "units = reduced",
     ),
-    "no second halves": ("half == 0 || p.slot_starts", "half == 0 && p.slot_starts"),
+    "no second halves": ("half == 0 || slot_end()", "half == 0 && slot_end()"),
     "warps add up before all have finished": (
-        "__syncthreads();\n    if (kIsFused && threadIdx.x == 0) {\n      expect_bytes",
-        "if (kIsFused && threadIdx.x == 0) {\n      expect_bytes",
+        "sync_team();\n    if (kIsFused && thread == 0) expect_bytes",
+        "if (kIsFused && thread == 0) expect_bytes",
     ),
     "the last slice dropped": ("w < num_parts; ++w", "w < num_parts - 1; ++w"),
+    "the large parts dropped": ("values[tile][0] + values[tile][2]", "values[tile][2]"),
+    "what the norm adds, of half the gates": (
+        "store_pair(item + 8, affine",
+        "store_pair(item, affine",
+    ),
+}
+
+
+TEAM_SABOTAGE = {
+    "a slot's weights under the slot before": (
+        "if (is_prepared) {\n      __syncthreads();",
+        "if (is_prepared) {",
+    ),
+    "one place for all teams' sums": ("team * team_floats<S>(num_warps, p.num_blocks)", "0"),
+    "one barrier for all teams' sums": ("kSumBarriers * team + which", "which"),
+    "a unit by two teams": ("step = kUnitTokens * work.num_teams", "step = kUnitTokens"),
+    "the tokens of the unit before": (
+        "next = work.read_token(index + step +",
+        "work.read_token(index + step +",
+    ),
+    "a team goes on before its warps": ("      sync_threads(1 + team, 32 * num_warps);", ""),
+    "nobody waits for the first sums": (
+        "work.wait_sums(0);\n      work.run_update",
+        "work.run_update",
+    ),
+    "nobody waits for the second sums": (
+        "work.wait_sums(1);\n      work.run_inject",
+        "work.run_inject",
+    ),
 }
 
 
@@ -196,6 +226,12 @@ def is_seen(tmp_path, kernel, header, right, wrong):
 @pytest.mark.parametrize("sabotage", SABOTAGE)
 def test_sabotage_of_the_unit_kernel_is_seen(tmp_path, sabotage):
     is_seen(tmp_path, "unit", "boundary.cuh", *SABOTAGE[sabotage])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", TEAM_SABOTAGE)
+def test_sabotage_of_the_team_kernel_is_seen(tmp_path, sabotage):
+    is_seen(tmp_path, "teams", "boundary.cuh", *TEAM_SABOTAGE[sabotage])
 
 
 @pytest.mark.slow
