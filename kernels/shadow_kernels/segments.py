@@ -5,7 +5,7 @@ The host fills them once a step and the operators of all layers share them:
     adapter_slots   slot of each token                      0 -1  2  0  0 -1  2      (NO_ADAPTER = -1)
     token_order     token indices, stable by slot           0  3  4  2  6
     slot_starts     token_order[starts[a]:starts[a+1]]      0  3  3  5               (A = 3)
-    tiles           [slot, start] rows of <= 16 tokens      [0 0] [2 3] [-1 0] ...
+    tiles           [slot, start] rows of <= 16 tokens      [0 0] [2 3] [-1 2] ...   (2 tiles are used)
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class StepSegments:
         slot_starts: (num_adapter_slots + 1,) int32, on `device`; slot a owns
             token_order[slot_starts[a]:slot_starts[a + 1]].
         tiles: (max_tiles(max_tokens, num_adapter_slots), 2) int32, on `device`; rows [slot, start] in ascending order,
-            each covers token_order[start:min(start + TILE_TOKENS, slot_starts[slot + 1])]; unused rows are [-1, 0].
+            each covers token_order[start:min(start + TILE_TOKENS, slot_starts[slot + 1])]; unused rows are
+            [-1, number of used rows], so that a kernel that looks beyond them knows where they end.
         host_counts: (2,) int32 on the CPU: tokens with an adapter, used tiles. Operators read it on the host to leave
             early, so it never costs a device synchronisation.
 
@@ -174,6 +175,7 @@ class StepSegments:
             ),
             "used tiles have a slot": bool(np.all(used[:, 0] != NO_ADAPTER)),
             "unused tiles have no slot": bool(np.all(tiles[num_used:, 0] == NO_ADAPTER)),
+            "unused tiles say how many are used": bool(np.all(tiles[num_used:, 1] == num_used)),
         }
         broken = [invariant for invariant, holds in checks.items() if not holds]
         if broken:
@@ -235,7 +237,7 @@ def _write_tiles(tiles: np.ndarray, starts: np.ndarray) -> int:
     tiles[:num_used, 1] = starts[tile_slots] + TILE_TOKENS * (
         np.arange(num_used) - first_tile[tile_slots]
     )
-    tiles[num_used:] = (NO_ADAPTER, 0)
+    tiles[num_used:] = (NO_ADAPTER, num_used)
     return num_used
 
 

@@ -80,7 +80,6 @@ struct Block {
   Gate gate;                   // of __syncthreads
   std::array<Gate, 16> gates;  // with numbers
   int starts_at = 0;  // round
-  int counts[2] = {0, 0};
   std::map<const void*, Barrier> barriers;
 };
 
@@ -236,16 +235,6 @@ inline emulator::BlockSize blockDim;
 
 inline void __syncwarp() { emulator::exchange({}); }
 inline void __syncthreads() { emulator::pass(emulator::current->block->gate, blockDim.x); }
-
-inline int __syncthreads_count(bool is_true) {
-  emulator::Block& block = *emulator::current->block;
-  const int turn = block.gate.generation / 2 & 1;
-  block.counts[turn] += is_true;
-  __syncthreads();
-  block.counts[1 - turn] = 0;
-  __syncthreads();
-  return block.counts[turn];
-}
 
 inline uint32_t __float_as_uint(float x) {
   uint32_t word;

@@ -278,14 +278,16 @@ struct Boundary {
 
   // ---- the tile and its tokens
 
-  // Reads the tile's slot and flags.
-  __device__ void take_tile(int tile) {
-    // All flags of a usual number of slots at once, beside the slot itself rather than after it.
-    const int near_flags = lane < p.num_slots ? p.flags[lane] : 0;
-    const int far_flags = lane + 32 < p.num_slots ? p.flags[lane + 32] : 0;
-    const int2 entry = reinterpret_cast<const int2*>(p.tiles)[tile];
-    slot = entry.x, first_index = entry.y;
-    flags = __shfl_sync(kAllLanes, slot < 32 ? near_flags : far_flags, slot & 31);
+  // All flags of a usual number of slots, a slot a lane: asked for beside the tile rather than after it.
+  __device__ int2 read_flags() const {
+    return {lane < p.num_slots ? p.flags[lane] : 0,
+            lane + 32 < p.num_slots ? p.flags[lane + 32] : 0};
+  }
+
+  // Takes a tile of segments.py, [slot, start].
+  __device__ void take_tile(int2 tile, int2 all_flags) {
+    slot = tile.x, first_index = tile.y;
+    flags = __shfl_sync(kAllLanes, slot < 32 ? all_flags.x : all_flags.y, slot & 31);
     if (slot >= 64) flags = p.flags[slot];
     if (slot < 0) flags = 0;
   }
@@ -832,15 +834,13 @@ struct Boundary {
   }
 };
 
-// Tiles that the step uses, counted by all threads of the block.
-__device__ inline int count_tiles(const BoundaryParams& p) {
-  int used = 0;
-#pragma unroll 1
-  for (int first = 0; first < p.num_tiles; first += blockDim.x) {
-    const int tile = first + threadIdx.x;
-    used += __syncthreads_count(tile < p.num_tiles && p.tiles[2 * tile] >= 0);
-  }
-  return used;
+__device__ inline int2 read_tile(const BoundaryParams& p, int index) {
+  return reinterpret_cast<const int2*>(p.tiles)[index];
+}
+
+// Tiles that the step uses; the ones behind them say it.
+__device__ inline int count_tiles(const BoundaryParams& p, int2 unused_or_last) {
+  return unused_or_last.x < 0 ? unused_or_last.y : p.num_tiles;
 }
 
 #ifndef SHADOW_EMULATED
@@ -851,7 +851,8 @@ extern __shared__ __align__(16) char shared_memory[];
 __device__ inline int2 find_range(const BoundaryParams& p) {
   const int cluster = blockIdx.x / p.num_blocks;
   if (p.num_clusters >= p.num_tiles) return {cluster, cluster + 1};
-  const int used = count_tiles(p), share = (used + p.num_clusters - 1) / p.num_clusters;
+  const int used = count_tiles(p, read_tile(p, p.num_tiles - 1));
+  const int share = (used + p.num_clusters - 1) / p.num_clusters;
   return {cluster * share, min((cluster + 1) * share, used)};
 }
 
@@ -865,7 +866,8 @@ __device__ inline void run_range(const BoundaryParams& p) {
   int tile = range.x;
 #pragma unroll 1
   while (tile < range.y) {
-    work.take_tile(tile);
+    const int2 all_flags = work.read_flags();
+    work.take_tile(read_tile(p, tile), all_flags);
     if (work.flags == 0) {
       ++tile;
       continue;
@@ -925,16 +927,26 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
   run_range<T, kGateTiles, kRankTiles, Part::kTeams>(p);
 }
 
-// One unit a cluster: all first halves of tiles, then all second ones, which are often empty.
+// One unit a cluster: all used tiles' first halves, then their second ones, which are often empty. What a step can have
+// and has not comes last: those clusters have nothing to do, and nobody waits for a place that they take.
 template <typename T, int kGateTiles, int kRankTiles>
 __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>(),
                                   unit_blocks<T, kGateTiles>())
     boundary_unit_kernel(const __grid_constant__ BoundaryParams p) {
 #if __CUDA_ARCH__ >= 900
   Boundary<T, kGateTiles, kRankTiles, Part::kUnit> work(p, shared_memory);
-  const int cluster = blockIdx.x / p.num_blocks, half = cluster >= p.num_tiles;
-  work.take_tile(cluster - half * p.num_tiles);
-  if (work.flags == 0 || !work.has_unit(half)) {
+  const int cluster = blockIdx.x / p.num_blocks;
+  const int2 all_flags = work.read_flags();
+  int2 tile = read_tile(p, min(cluster, p.num_tiles - 1));
+  const int half = cluster >= p.num_tiles || tile.x < 0;
+  bool is_used = true;
+  if (half) {
+    const int used = count_tiles(p, tile), index = cluster - used;
+    is_used = index < used;
+    if (is_used) tile = read_tile(p, index);
+  }
+  work.take_tile(tile, all_flags);
+  if (!is_used || work.flags == 0 || !work.has_unit(half)) {
     // One block has to, else this kernel could end before that one; the others make room for those with work.
     if (cluster == 0) wait_for_previous_kernel();
     return;
@@ -962,7 +974,7 @@ __global__ void __launch_bounds__(32 * kPartWarps)
     boundary_part_kernel(const __grid_constant__ BoundaryParams p) {
   Boundary<T, kGateTiles, kRankTiles, kPart> work(p, shared_memory);
   const int tile = blockIdx.x / p.num_blocks;
-  work.take_tile(tile);
+  work.take_tile(read_tile(p, tile), work.read_flags());
   if (work.flags == 0) return;
   work.prepare();
   work.load_weights(kPart == Part::kReduce ? 0 : kPart == Part::kUpdate ? 1 : 2);

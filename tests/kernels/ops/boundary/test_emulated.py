@@ -144,6 +144,7 @@ SABOTAGE = {
         "units = reduced",
     ),
     "no second halves": ("half == 0 || slot_end()", "half == 0 && slot_end()"),
+    "the first tile's second half left out": ("cluster - used;", "cluster - used + 1;"),
     "warps add up before all have finished": (
         "sync_team();\n    if (kIsFused && thread == 0) expect_bytes",
         "if (kIsFused && thread == 0) expect_bytes",
