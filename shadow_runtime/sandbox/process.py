@@ -44,6 +44,10 @@ _SET_VARIABLES = {
 }
 
 
+class ZygoteEndedError(SandboxError):
+    """A zygote has ended, whoever ended it."""
+
+
 @dataclass(frozen=True, slots=True)
 class JobOutcome:
     """How a job ended.
@@ -118,12 +122,13 @@ class ZygoteProcess:
         """Return when it takes jobs, from the second time on at once.
 
         Raises:
-            SandboxError: it has ended, or is not ready within `max_seconds` from now.
+            ZygoteEndedError: it has ended.
+            SandboxError: it is not ready within `max_seconds` from now.
         """
         try:
             async with asyncio.timeout(max_seconds):
                 await asyncio.shield(self._ready)
-        except (TimeoutError, SandboxError) as error:
+        except TimeoutError as error:
             raise SandboxError(
                 f"the process that validates adapters did not start within {max_seconds:g} s"
             ) from error
@@ -246,7 +251,9 @@ class ZygoteProcess:
         waiting = [future for job in self._running.values() for future in (job.status, job.answer)]
         for future in (self._ready, *waiting):
             if not future.done():
-                future.set_exception(SandboxError("the process that validates adapters has ended"))
+                future.set_exception(
+                    ZygoteEndedError("the process that validates adapters has ended")
+                )
                 # Whoever waits for the other future of a job never asks this one.
                 future.exception()
 

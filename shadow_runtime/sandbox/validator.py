@@ -14,7 +14,7 @@ from typing import Any
 from shadow_runtime import errors
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.errors import AdapterLimitError, SandboxError, ShadowError
-from shadow_runtime.sandbox.process import COMMAND, JobOutcome, ZygoteProcess
+from shadow_runtime.sandbox.process import COMMAND, JobOutcome, ZygoteEndedError, ZygoteProcess
 from shadow_runtime.store.staging import CanonicalTarget
 from shadow_runtime.types import AdapterManifest, BaseGeometry, TensorReport, ValidationReport
 
@@ -191,14 +191,24 @@ class SandboxValidator:
 
     async def _get_zygote(self) -> ZygoteProcess:
         async with self._starting:
-            zygote = await self._spawn()
+            was_there = self._zygote is not None and not self._zygote.is_gone
             try:
-                await zygote.wait_until_ready(_START_SECONDS)
-            except SandboxError:
-                self._zygote = None
-                await zygote.close()
-                raise
-            return zygote
+                return await self._spawn_and_wait()
+            except ZygoteEndedError:
+                # One that was there may have ended long ago, unnoticed; one that was started here would end again.
+                if not was_there:
+                    raise
+            return await self._spawn_and_wait()
+
+    async def _spawn_and_wait(self) -> ZygoteProcess:
+        zygote = await self._spawn()
+        try:
+            await zygote.wait_until_ready(_START_SECONDS)
+        except SandboxError:
+            self._zygote = None
+            await zygote.close()
+            raise
+        return zygote
 
     async def _spawn(self) -> ZygoteProcess:
         if self._is_closed:
