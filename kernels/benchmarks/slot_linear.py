@@ -109,7 +109,7 @@ def verify(shape: Shape) -> dict[str, float]:
     expected = slot_linear_reference(x[rows], weight, None, torch.from_numpy(slots[rows]), 0)
     errors = {}
     for config in shape.candidates():
-        out = launch(x, weight, None, segments.grouping, 0, config)
+        out = launch(x, weight, None, None, 1, segments.grouping, 0, config)
         errors[name_of(config)] = assert_close(out[rows], expected, name_of(config))
     return errors
 
@@ -131,11 +131,20 @@ def measure(shape: Shape) -> dict[str, float]:
     x = torch.randn(shape.num_tokens, shape.num_inputs, device=DEVICE, dtype=DTYPE)
 
     def run(config: SlotLinearConfig) -> Callable[[int], object]:
-        return lambda call: launch(x, weights[call], None, segments.grouping, 0, config)
+        return lambda call: launch(x, weights[call], None, None, 1, segments.grouping, 0, config)
 
+    def run_extents(num_rows: int, num_columns: int) -> Callable[[int], object]:
+        extents = torch.tensor([[num_rows, num_columns]] * shape.num_adapters, device=DEVICE).int()
+        return lambda call: slot_linear(x, weights[call], None, segments.grouping, extents=extents)
+
+    whole = (shape.num_outputs, shape.num_inputs)
     bodies: dict[str, Callable[[int], object]] = {
         "dense": lambda call: torch.nn.functional.linear(x, weights[call][0]),
         "chosen": lambda call: slot_linear(x, weights[call], None, segments.grouping),
+        "whole_extents": run_extents(*whole),
+        "quarter_of_rows": run_extents(whole[0] // 4, whole[1]),
+        "quarter_of_columns": run_extents(whole[0], whole[1] // 4),
+        "no_rows": run_extents(0, whole[1]),
         "grouped_mm": grouped_mm(x, weights, segments),
     }
     bodies |= {name_of(config): run(config) for config in shape.candidates()}

@@ -88,6 +88,8 @@ def slot_linear(
     grouping: Grouping,
     first_slot: int = 0,
     *,
+    extents: torch.Tensor | None = None,
+    num_chunks: int = 1,
     backend: Backend = "auto",
 ) -> torch.Tensor:
     """Multiply each token by its own adapter's weight: out = x @ weight[a - first_slot].T + bias[a - first_slot].
@@ -98,6 +100,10 @@ def slot_linear(
         bias: (A_c, N), same dtype, or None.
         grouping: `StepSegments.grouping` of the step; tensors on x's device, host_counts on the CPU.
         first_slot: the class owns slots [first_slot, first_slot + A_c) of the shared slot numbering.
+        extents: (A_c, 2) int32 on x's device, any stride over A_c, or None for whole weights: how many rows of each
+            chunk and how many columns a slot's adapter has. Rows beyond are taken as zeros and never read; columns
+            beyond must be zeros and are read no further than to the end of a block of at most 256.
+        num_chunks: equal parts of the N rows (2 where gate and up lie below each other).
         backend: "auto" goes by the device; "cpu" or "triton" fails where it cannot run.
     Returns: (T, N), same dtype; exact zeros in rows whose token has no adapter or one of another class.
     Numerics: products accumulate in fp32, the bias is added in fp32, one rounding at the store.
@@ -107,6 +113,11 @@ def slot_linear(
     Source: grouped products over sorted rows, as in Punica's SGMV (arXiv 2310.18547), at full rank.
     """
     if backend != "auto":
-        return run_slot_linear(x, weight, bias, grouping, first_slot, backend=backend)
-    result: torch.Tensor = torch.ops.shadow.slot_linear(x, weight, bias, *grouping, first_slot)
+        return run_slot_linear(
+            x, weight, bias, grouping, first_slot,
+            extents=extents, num_chunks=num_chunks, backend=backend,
+        )  # fmt: skip
+    result: torch.Tensor = torch.ops.shadow.slot_linear(
+        x, weight, bias, extents, num_chunks, *grouping, first_slot
+    )
     return result

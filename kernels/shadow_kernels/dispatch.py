@@ -99,14 +99,19 @@ def run_slot_linear(
     grouping: Grouping,
     first_slot: int,
     *,
+    extents: torch.Tensor | None = None,
+    num_chunks: int = 1,
     backend: Backend = "auto",
 ) -> torch.Tensor:
     """Check and run `slot_linear` on one backend; only zeroes the output when the step has no adapter token."""
     if int(grouping.host_counts[0]) == 0:
         return x.new_zeros(x.shape[0], weight.shape[1])
-    slot_linear.check_arguments(x, weight, bias, len(grouping.slot_starts) - 1, first_slot)
+    num_slots = len(grouping.slot_starts) - 1
+    slot_linear.check_arguments(x, weight, bias, extents, num_chunks, num_slots, first_slot)
     module = get_backend("slot_linear", backend, x.device.type)
-    result: torch.Tensor = module.slot_linear(x, weight, bias, grouping, first_slot)
+    result: torch.Tensor = module.slot_linear(
+        x, weight, bias, extents, num_chunks, grouping, first_slot
+    )
     return result
 
 
@@ -116,6 +121,9 @@ def compile_slot_linear(
     grouping: Grouping,
     first_slot: int,
     max_tokens: int,
+    *,
+    extents: torch.Tensor | None = None,
+    num_chunks: int = 1,
 ) -> None:
     """Compile ahead what `slot_linear` needs for these weights at any number of tokens up to `max_tokens`.
 
@@ -126,7 +134,7 @@ def compile_slot_linear(
     """
     module = get_backend("slot_linear", "auto", weight.device.type)
     if hasattr(module, "compile_ahead"):
-        module.compile_ahead(weight, bias, grouping, first_slot, max_tokens)
+        module.compile_ahead(weight, bias, extents, num_chunks, grouping, first_slot, max_tokens)
 
 
 def _boundary_kernel(
@@ -146,17 +154,27 @@ def _slot_linear_kernel(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
+    extents: torch.Tensor | None,
+    num_chunks: int,
     *grouping_and_first_slot: torch.Tensor | int,
 ) -> torch.Tensor:
     *tensors, first_slot = grouping_and_first_slot
-    return run_slot_linear(x, weight, bias, Grouping(*tensors), first_slot)  # type: ignore[arg-type]
+    return run_slot_linear(
+        x,
+        weight,
+        bias,
+        Grouping(*tensors),  # type: ignore[arg-type]
+        first_slot,  # type: ignore[arg-type]
+        extents=extents,
+        num_chunks=num_chunks,
+    )
 
 
 def _slot_linear_fake(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
-    *grouping_and_first_slot: torch.Tensor | int,
+    *rest: torch.Tensor | int | None,
 ) -> torch.Tensor:
     return x.new_empty(x.shape[0], weight.shape[1])
 

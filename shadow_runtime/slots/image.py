@@ -22,6 +22,7 @@ from shadow_runtime.slots.layout import (
     backbone_stacks,
     boundary_stacks,
     choose_class,
+    extent_stacks,
 )
 from shadow_runtime.types import AdapterManifest, BackboneSpec
 
@@ -40,8 +41,8 @@ class SlotImage:
         class_index: slot class that holds it.
         scale: alpha.
         flags: (num_layers of this stage,) int32 bits of `shadow_runtime.slots.layout`.
-        boundary, backbone: stack name to tensor of the per-slot shape, model dtype; `backbone` is empty on stages
-            without one.
+        boundary, backbone: stack name to tensor of the per-slot shape, model dtype but for the backbone's int32
+            extents; `backbone` is empty on stages without one.
         memory: uint8, one-dimensional; all tensors lie in it.
     """
 
@@ -210,6 +211,10 @@ class _Layout:
         stacks: dict[str, tuple[torch.dtype, tuple[int, ...]]]
         stacks = {"flags": (torch.int32, (plan.num_layers,))}
         stacks |= {name: (dtype, dims) for name, dims in (boundary | backbone).items()}
+        if plan.has_backbone:
+            stacks |= {
+                name: (torch.int32, dims) for name, dims in extent_stacks(shape.spec).items()
+            }
         places, end = {}, 0
         for name, (kind, dims) in stacks.items():
             places[name] = (end, kind, dims)
@@ -338,7 +343,9 @@ def _fill_backbone(
             for k, v in adapter.tensors.items()
             if k.startswith(source_prefix)
         }
-        _fill_layer(canvas, prefix, source, _Placement(spec, shape, rank))
+        place = _Placement(spec, shape, rank)
+        _fill_layer(canvas, prefix, source, place)
+        canvas.put(f"{prefix}extents", place.extents())
 
 
 @dataclass(frozen=True, slots=True)
@@ -348,6 +355,21 @@ class _Placement:
     spec: BackboneSpec
     shape: BackboneShape
     rank: int
+
+    def extents(self) -> torch.Tensor:
+        """Return (4, 2) int32 rows and columns of a layer's products; the MLP's padding is not among them."""
+        shape, width = self.shape, self.shape.spec.hidden_size
+        size = shape.intermediate_size
+        inner = max(0, min(size, self.spec.intermediate_size - self.rank * size))
+        return torch.tensor(
+            [
+                [shape.qkv_rows, width],
+                [width, shape.num_heads * shape.spec.head_dim],
+                [inner, width],
+                [width, inner],
+            ],
+            dtype=torch.int32,
+        )
 
     def heads(self, rows: torch.Tensor, *, is_query: bool) -> torch.Tensor:
         """Spread (heads * head_dim, ...) rows over this rank's heads by whole KV groups; zeros where there is none."""

@@ -109,6 +109,18 @@ def backbone_stacks(shape: BackboneShape, hidden_size: int) -> dict[str, tuple[i
     return stacks
 
 
+PRODUCTS = ("qkv", "o", "up", "down")
+"""The linear layers of a backbone layer, in the order of their extents."""
+
+
+def extent_stacks(spec: BackboneSpec) -> dict[str, tuple[int, ...]]:
+    """Return name to per-slot shape of one class's int32 stacks: rows (of a chunk) and columns that an adapter has.
+
+    One (4, 2) tensor a layer, see `PRODUCTS` and `shadow_kernels.slot_linear`.
+    """
+    return {f"layers.{layer}.extents": (len(PRODUCTS), 2) for layer in range(spec.num_layers)}
+
+
 def _norm_stacks(spec: BackboneSpec, name: str) -> dict[str, tuple[int, ...]]:
     stacks: dict[str, tuple[int, ...]] = {f"{name}.weight": (spec.hidden_size,)}
     if spec.norm == "layer":
@@ -140,14 +152,17 @@ def _layer_stacks(shape: BackboneShape) -> dict[str, tuple[int, ...]]:
 def slot_bytes(
     config: ShadowConfig, class_index: int, hidden_size: int, plan: ShardPlan, element_bytes: int
 ) -> int:
-    """Return the device bytes that one slot of a class takes on one worker."""
+    """Return the device bytes that one slot of a class takes on one worker: stacks, flags, extents and scale."""
     dims = list(boundary_stacks(config, hidden_size, plan.num_layers).values())
     if plan.has_backbone:
         cache = CacheGeometry.of(config.slot_classes)
         shape = backbone_shape(config.slot_classes[class_index], cache, plan.size)
         dims += backbone_stacks(shape, hidden_size).values()
-    flags_and_scale = 4 * plan.num_layers + 4
-    return element_bytes * sum(math.prod(d) for d in dims) + flags_and_scale
+    integers = plan.num_layers + 1
+    if plan.has_backbone:
+        extents = extent_stacks(config.slot_classes[class_index].spec)
+        integers += sum(math.prod(d) for d in extents.values())
+    return element_bytes * sum(math.prod(d) for d in dims) + 4 * integers
 
 
 _MUST_EQUAL = (

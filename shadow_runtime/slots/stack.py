@@ -16,7 +16,13 @@ from torch import nn
 from shadow_kernels import BoundaryWeights
 from shadow_runtime.config import CacheGeometry, ShadowConfig
 from shadow_runtime.slots.image import SlotImage
-from shadow_runtime.slots.layout import ShardPlan, backbone_shape, backbone_stacks, boundary_stacks
+from shadow_runtime.slots.layout import (
+    ShardPlan,
+    backbone_shape,
+    backbone_stacks,
+    boundary_stacks,
+    extent_stacks,
+)
 
 
 class TensorStacks(nn.Module):
@@ -27,13 +33,20 @@ class TensorStacks(nn.Module):
     """
 
     def __init__(
-        self, num_slots: int, stacks: dict[str, tuple[int, ...]], dtype: torch.dtype
+        self,
+        num_slots: int,
+        stacks: dict[str, tuple[int, ...]],
+        dtype: torch.dtype,
+        integers: dict[str, tuple[int, ...]] | None = None,
     ) -> None:
+        """Allocate them; `integers` are int32 whatever the dtype of the others."""
         super().__init__()
-        self._attributes = {name: name.replace(".", "__") for name in stacks}
-        for name, dims in stacks.items():
+        kinds = {name: (dtype, dims) for name, dims in stacks.items()}
+        kinds |= {name: (torch.int32, dims) for name, dims in (integers or {}).items()}
+        self._attributes = {name: name.replace(".", "__") for name in kinds}
+        for name, (kind, dims) in kinds.items():
             self.register_buffer(
-                self._attributes[name], torch.zeros(num_slots, *dims, dtype=dtype), persistent=False
+                self._attributes[name], torch.zeros(num_slots, *dims, dtype=kind), persistent=False
             )
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -105,6 +118,7 @@ class AdapterStacks(nn.Module):
                 c.num_slots,
                 backbone_stacks(backbone_shape(c, cache, plan.size), hidden_size),
                 dtype,
+                extent_stacks(c.spec),
             )
             for c in (config.slot_classes if plan.has_backbone else ())
         ]

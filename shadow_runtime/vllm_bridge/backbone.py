@@ -27,7 +27,7 @@ from vllm.model_executor.layers.rotary_embedding import get_rope
 import shadow_kernels
 from shadow_runtime.config import CacheGeometry, ShadowConfig
 from shadow_runtime.errors import ConfigError
-from shadow_runtime.slots.layout import BackboneShape, backbone_shape
+from shadow_runtime.slots.layout import PRODUCTS, BackboneShape, backbone_shape
 from shadow_runtime.types import BackboneSpec
 
 if TYPE_CHECKING:
@@ -102,10 +102,20 @@ class SlotNorm(nn.Module):
 
 
 class SlotLinear(nn.Module):
-    """Matrix product with each token's own weights; rows of other classes become zeros."""
+    """Matrix product with each token's own weights; rows of other classes become zeros.
+
+    Args:
+        stacks: of the class.
+        name: of weight and bias in them.
+        first_slot: of the class.
+        segments: of the step.
+        extents: (num_slots, 2) int32 how much of a weight is not padding, None for all.
+        num_chunks: parts of the rows that are padded each.
+    """
 
     weight: torch.Tensor
     bias: torch.Tensor | None
+    extents: torch.Tensor | None
 
     def __init__(
         self,
@@ -113,23 +123,35 @@ class SlotLinear(nn.Module):
         name: str,
         first_slot: int,
         segments: shadow_kernels.StepSegments,
+        extents: torch.Tensor | None = None,
+        num_chunks: int = 1,
     ) -> None:
         super().__init__()
         self._first_slot = first_slot
         self._segments = [segments]
+        self._num_chunks = num_chunks
         self.register_buffer("weight", stacks[f"{name}.weight"], persistent=False)
         self.register_buffer("bias", stacks.find(f"{name}.bias"), persistent=False)
+        self.register_buffer("extents", extents, persistent=False)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Map (num_tokens, in) to (num_tokens, out)."""
         groups = self._segments[0].grouping
-        return torch.ops.shadow.slot_linear(x, self.weight, self.bias, *groups, self._first_slot)
+        return torch.ops.shadow.slot_linear(
+            x, self.weight, self.bias, self.extents, self._num_chunks, *groups, self._first_slot
+        )
 
     def compile_ahead(self) -> None:
         """Compile what steps of any size launch, so that none of them waits for the compiler."""
         segments = self._segments[0]
         shadow_kernels.compile_slot_linear(
-            self.weight, self.bias, segments.grouping, self._first_slot, segments.max_tokens
+            self.weight,
+            self.bias,
+            segments.grouping,
+            self._first_slot,
+            segments.max_tokens,
+            extents=self.extents,
+            num_chunks=self._num_chunks,
         )
 
 
@@ -156,9 +178,18 @@ class ClassLayer(nn.Module):
         self.mlp_out_norm = self._norm(stacks, "mlp_out_norm") if spec.sandwich_norm else None
         self.q_norm = self._norm(stacks, "q_norm") if spec.qk_norm else None
         self.k_norm = self._norm(stacks, "k_norm") if spec.qk_norm else None
+        extents = stacks[f"{self._prefix}extents"]
+        num_chunks = {"up": 2 if spec.mlp == "glu" else 1}
         self.qkv, self.o, self.up, self.down = (
-            SlotLinear(stacks, self._prefix + name, first_slot, segments)
-            for name in ("qkv", "o", "up", "down")
+            SlotLinear(
+                stacks,
+                self._prefix + name,
+                first_slot,
+                segments,
+                extents[:, index],
+                num_chunks.get(name, 1),
+            )
+            for index, name in enumerate(PRODUCTS)
         )
         self.rotary = None if spec.rope is None else _rotary(spec, layer)
 

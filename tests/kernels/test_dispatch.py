@@ -151,11 +151,32 @@ def test_a_class_outside_the_slots_is_refused(case):
         slot_linear(torch.zeros(12, 32), torch.zeros(3, 5, 32), None, case.segments.grouping, 2)
 
 
+@pytest.mark.parametrize(
+    ("extents", "num_chunks", "error", "match"),
+    [
+        (torch.zeros(4, 2, dtype=torch.int32), 1, ShapeError, "extents"),
+        (torch.zeros(3, 3, dtype=torch.int32), 1, ShapeError, "extents"),
+        (torch.zeros(3, 2), 1, UnsupportedDtypeError, "extents"),
+        (None, 2, ShapeError, "chunks"),
+        (None, 0, ShapeError, "chunks"),
+    ],
+)
+def test_wrong_extents_are_refused(case, extents, num_chunks, error, match):
+    with pytest.raises(error, match=match):
+        slot_linear(
+            torch.zeros(12, 32), torch.zeros(3, 5, 32), None, case.segments.grouping,
+            extents=extents, num_chunks=num_chunks,
+        )  # fmt: skip
+
+
 def test_opcheck_accepts_both_operators(case):
     whole = finite(case)
     torch.library.opcheck(torch.ops.shadow.boundary_.default, boundary_args(whole))
-    linear = (whole.hidden, whole.weights.down, None, *whole.segments.grouping, 0)
-    torch.library.opcheck(torch.ops.shadow.slot_linear.default, linear)
+    grouping = whole.segments.grouping
+    extents = torch.full((len(whole.weights.down), 2), 1, dtype=torch.int32)
+    for given in (None, extents):
+        linear = (whole.hidden, whole.weights.down, None, given, 1, *grouping, 0)
+        torch.library.opcheck(torch.ops.shadow.slot_linear.default, linear)
 
 
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
@@ -164,7 +185,7 @@ def test_compiled_code_mutates_graph_inputs_in_place(case, backend, tmp_path, mo
     whole = finite(case)
 
     def model(hidden, residual, state, grouping, weights):
-        x = torch.ops.shadow.slot_linear(residual, weights.down, None, *grouping, 0)
+        x = torch.ops.shadow.slot_linear(residual, weights.down, None, None, 1, *grouping, 0)
         state[: x.shape[0], :3] += x
         torch.ops.shadow.boundary_(hidden, residual, state, *grouping, *weights)
         return hidden * 2

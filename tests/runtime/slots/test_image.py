@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from shadow_runtime.artifact import CanonicalAdapter
 from shadow_runtime.config import CacheGeometry, ShadowConfig
 from shadow_runtime.slots.image import ImageDraft, build_image
-from shadow_runtime.slots.layout import BackboneShape, ShardPlan, backbone_shape
+from shadow_runtime.slots.layout import PRODUCTS, BackboneShape, ShardPlan, backbone_shape
 from shadow_runtime.slots.stack import AdapterStacks, TensorStacks
 from shadow_runtime.types import BackboneSpec
 
@@ -186,6 +186,14 @@ class CanonicalBackbone:
         return self.linear("projection", x) if self.spec.has_projection else x
 
 
+def within(weight: torch.Tensor, extent: torch.Tensor, num_chunks: int) -> torch.Tensor:
+    """Return a product's weight with zeros where no operator looks."""
+    num_rows, num_columns = extent.tolist()
+    chunks = weight.clone().view(num_chunks, -1, weight.shape[1])
+    chunks[:, num_rows:], chunks[..., num_columns:] = 0.0, 0.0
+    return chunks.view(weight.shape)
+
+
 class StackBackbone:
     """The backbone that one slot of every rank's stacks describes: fused, padded, partial sums added."""
 
@@ -204,7 +212,12 @@ class StackBackbone:
         return normed(self.spec, x, self.get(f"{name}.weight"), self.find(f"{name}.bias"))
 
     def linear(self, name: str, x: torch.Tensor, rank: int) -> torch.Tensor:
-        return F.linear(x, self.get(f"{name}.weight", rank), self.find(f"{name}.bias", rank))
+        weight, bias = self.get(f"{name}.weight", rank), self.find(f"{name}.bias", rank)
+        layer, _, product = name.rpartition(".")
+        if product in PRODUCTS:
+            extent = self.get(f"{layer}.extents", rank)[PRODUCTS.index(product)]
+            weight = within(weight, extent, 2 if (product, self.spec.mlp) == ("up", "glu") else 1)
+        return F.linear(x, weight, bias)
 
     def attention(self, index: int, x: torch.Tensor, rank: int) -> torch.Tensor:
         spec, shape, prefix = self.spec, self.shape, f"layers.{index}."
@@ -326,6 +339,8 @@ def test_the_comparison_sees_every_tensor_of_the_slot(
     expected = CanonicalBackbone(adapter)(inputs)
     unseen = []
     for attribute, stack in stacks.named_buffers():
+        if not stack.is_floating_point():
+            continue
         row = stack[SLOT].reshape(-1)
         before = float(row[-1])
         row[-1] = before + 1e-3
@@ -333,7 +348,36 @@ def test_the_comparison_sees_every_tensor_of_the_slot(
             unseen.append(attribute)
         row[-1] = before
     assert unseen == []
-    assert len(list(stacks.named_buffers())) == 2 * 10 + 1
+    assert len(list(stacks.named_buffers())) == 2 * 11 + 1
+
+
+@pytest.mark.parametrize(
+    ("size", "rank", "inner"), [(1, 0, 10), (2, 0, 9), (2, 1, 1), (4, 1, 5), (4, 2, 0), (4, 3, 0)]
+)
+def test_extents_leave_out_the_padding_and_no_more(
+    size: int,
+    rank: int,
+    inner: int,
+    make_spec: Callable[..., BackboneSpec],
+    make_adapter: Callable[..., CanonicalAdapter],
+    make_config: Callable[..., ShadowConfig],
+    write_slot: Callable[..., AdapterStacks],
+) -> None:
+    """An MLP of 10 columns in a class of 17, two layers in a class of three."""
+    own = {"num_heads": 8, "num_kv_heads": 4, "intermediate_size": 10, "num_layers": 2}
+    adapter = make_adapter(make_spec(**own), seed=3)
+    config = make_config(make_spec(**own | {"intermediate_size": 17, "num_layers": 3}))
+    plan = ShardPlan((0, NUM_LAYERS), True, rank, size)
+    stacks = write_slot(adapter, config, plan).backbones[0]
+    rows, heads = (8 + 2 * 4) * 4 // size, 8 * 4 // size
+    expected = [[rows, 16], [16, heads], [inner, 16], [16, inner]]
+    for layer in range(2):
+        assert stacks[f"layers.{layer}.extents"][SLOT].tolist() == expected
+        for index, name in enumerate(PRODUCTS):
+            weight = stacks[f"layers.{layer}.{name}.weight"][SLOT]
+            cut = within(weight, torch.tensor(expected[index]), 2 if name == "up" else 1)
+            assert torch.equal(weight, cut)
+    assert not stacks["layers.2.extents"][SLOT].any()
 
 
 def test_heads_are_placed_by_whole_kv_groups(

@@ -128,7 +128,7 @@ def test_an_image_fills_every_stack_of_its_class(image_of: Callable[..., SlotIma
 
 def make_wide_stack_names(image: SlotImage) -> set[str]:
     """Return the names of the wide class's stacks, spelled out."""
-    layer = {"input_norm.weight", "mlp_norm.weight"}
+    layer = {"input_norm.weight", "mlp_norm.weight", "extents"}
     layer |= {f"{n}.{part}" for n in ("qkv", "o", "up", "down") for part in ("weight", "bias")}
     return {f"layers.{i}.{name}" for i in range(3) for name in layer} | {"norm.weight"}
 

@@ -152,7 +152,7 @@ def test_linear_rows_of_other_classes_are_exact_zeros(make_executor: Any, make_c
     slots = SLOTS[SLOTS < 4]
     stacks = executor.stacks.backbones[1]
     for buffer in stacks.buffers():
-        buffer.fill_(NAN)
+        buffer.fill_(NAN if buffer.is_floating_point() else -1)
     # Of class 1 only slot 2 is filled: slot 3 stays NaN, and its tokens with it.
     weight = randn(32, 48)
     stacks["projection.weight"][0] = weight
@@ -181,11 +181,13 @@ def test_every_product_is_compiled_for_the_largest_step(
     backbone = nn.ModuleList([nn.ModuleList(products[:2]), products[2]])
     calls: list[tuple[Any, ...]] = []
     monkeypatch.setattr(
-        backbone_module.shadow_kernels, "compile_slot_linear", lambda *call: calls.append(call)
+        backbone_module.shadow_kernels,
+        "compile_slot_linear",
+        lambda *call, **options: calls.append((*call, *options.values())),
     )
     ShadowBackbone.compile_ahead(backbone)  # type: ignore[arg-type]
     assert [call[0].data_ptr() for call in calls] == [p.weight.data_ptr() for p in products]
-    assert {call[3:] for call in calls} == {(2, segments.max_tokens)}
+    assert {call[3:] for call in calls} == {(2, segments.max_tokens, None, 1)}
 
 
 # Settings ----------------------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from shadow_runtime.artifact import CanonicalAdapter, load_adapter
 from shadow_runtime.config import CacheGeometry, ShadowConfig
 from shadow_runtime.slots.derive import SlotOptions, derive_config
 from shadow_runtime.slots.image import build_image
+from shadow_runtime.slots.layout import PRODUCTS
 from shadow_runtime.vllm_bridge import backbone as backbone_module
 from shadow_runtime.vllm_bridge.backbone import ClassBackbone, ShadowBackbone, SlotRows
 
@@ -153,6 +154,23 @@ def load_slots(executor: Any, placed: dict[int, CanonicalAdapter]) -> None:
         first = executor.config.first_slot(image.class_index)
         assert first <= slot < first + executor.config.slot_classes[image.class_index].num_slots
         executor.stacks.write(slot, image)
+        poison_padding(executor.stacks.backbones[image.class_index], slot - first)
+
+
+def poison_padding(stacks: Any, slot: int) -> None:
+    """Write NaN wherever a slot's weights are larger than its adapter's."""
+    for name, weight in stacks.named_buffers():
+        layer, _, product = name.removesuffix("__weight").rpartition("__")
+        if product not in PRODUCTS or not name.endswith("__weight"):
+            continue
+        extents = stacks.get_buffer(f"{layer}__extents")
+        num_rows, num_columns = extents[slot, PRODUCTS.index(product)].tolist()
+        # The rows of a gated MLP are two chunks, each as long as the columns of the product behind it.
+        inner = stacks.get_buffer(f"{layer}__down__weight").shape[-1]
+        chunks = weight[slot].view(
+            -1, inner if product == "up" else len(weight[slot]), weight.shape[2]
+        )
+        chunks[:, num_rows:], chunks[..., num_columns:] = NAN, NAN
 
 
 # Name: adapters by slot, three slots to a class in the order in which classes appear.

@@ -47,6 +47,7 @@ def slot_linear_kernel(
     x_ptr,
     weight_ptr,
     bias_ptr,
+    extents_ptr,
     out_ptr,
     adapter_slots_ptr,
     token_order_ptr,
@@ -57,11 +58,14 @@ def slot_linear_kernel(
     stride_x_t,
     stride_weight_a,
     stride_bias_a,
+    stride_extents_a,
     first_slot,
     num_class_slots,
     N,
     K,
     HAS_BIAS: tl.constexpr,
+    HAS_EXTENTS: tl.constexpr,
+    NUM_CHUNKS: tl.constexpr,
     TILE_M: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -88,17 +92,24 @@ def slot_linear_kernel(
         tokens = tl.load(token_order_ptr + positions, mask=mask_m, other=0).to(tl.int64)
         offs_n = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)
         mask_n = offs_n < N
+        mask_rows = mask_n
+        used_k = K
+        if HAS_EXTENTS:
+            extent = extents_ptr + index * stride_extents_a
+            mask_rows = mask_n & (offs_n % (N // NUM_CHUNKS) < tl.load(extent))
+            used_k = tl.load(extent + 1) * tl.max(mask_rows.to(tl.int32), 0)
         x_rows = x_ptr + tokens[:, None] * stride_x_t
         weight_base = weight_ptr + index.to(tl.int64) * stride_weight_a
         weight_columns = weight_base + offs_n[None, :].to(tl.int64) * K
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
-        for k in range(0, K, BLOCK_K):
+        for k in range(0, used_k, BLOCK_K):
             offs_k = k + tl.arange(0, BLOCK_K)
+            # Not `used_k`: nobody knows what divides it, and such a mask would cut wide reads into single elements.
             mask_k = offs_k < K
             b_x = tl.load(
                 x_rows + offs_k[None, :], mask=mask_m[:, None] & mask_k[None, :], other=0.0
             )
-            mask_w = mask_k[:, None] & mask_n[None, :]
+            mask_w = mask_k[:, None] & mask_rows[None, :]
             b_w = tl.load(weight_columns + offs_k[:, None], mask=mask_w, other=0.0)
             acc = tl.dot(b_x, b_w, acc, input_precision="ieee")
         if HAS_BIAS:
@@ -117,25 +128,31 @@ def slot_linear(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
+    extents: torch.Tensor | None,
+    num_chunks: int,
     grouping: Grouping,
     first_slot: int,
 ) -> torch.Tensor:
     """Run the operator; arguments as in `shadow_kernels.slot_linear`, already checked. Returns (T, N)."""
     config = choose_config(x.shape[0], x.shape[1], weight.shape[1], x.dtype)
-    return launch(x, weight, bias, grouping, first_slot, config)
+    return launch(x, weight, bias, extents, num_chunks, grouping, first_slot, config)
 
 
 def launch(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
+    extents: torch.Tensor | None,
+    num_chunks: int,
     grouping: Grouping,
     first_slot: int,
     config: SlotLinearConfig,
 ) -> torch.Tensor:
     """Run the operator with a launch configuration of one's own."""
     out = x.new_empty(x.shape[0], weight.shape[1])
-    grid, arguments, options = _launch_arguments(x, weight, bias, out, grouping, first_slot, config)
+    grid, arguments, options = _launch_arguments(
+        x, weight, bias, extents, num_chunks, out, grouping, first_slot, config
+    )
     slot_linear_kernel[grid](*arguments, **options)
     return out
 
@@ -143,6 +160,8 @@ def launch(
 def compile_ahead(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
+    extents: torch.Tensor | None,
+    num_chunks: int,
     grouping: Grouping,
     first_slot: int,
     max_tokens: int,
@@ -154,7 +173,7 @@ def compile_ahead(
     x, out = weight.new_empty(1, num_inputs), weight.new_empty(1, num_outputs)
     for config in all_configs(max_tokens, num_inputs, num_outputs, weight.dtype):
         grid, arguments, options = _launch_arguments(
-            x, weight, bias, out, grouping, first_slot, config
+            x, weight, bias, extents, num_chunks, out, grouping, first_slot, config
         )
         kernel = slot_linear_kernel.warmup(*arguments, grid=grid, **options)
         _ = kernel.run  # loads the code onto the device, which its first launch would do
@@ -164,6 +183,8 @@ def _launch_arguments(
     x: torch.Tensor,
     weight: torch.Tensor,
     bias: torch.Tensor | None,
+    extents: torch.Tensor | None,
+    num_chunks: int,
     out: torch.Tensor,
     grouping: Grouping,
     first_slot: int,
@@ -178,6 +199,7 @@ def _launch_arguments(
         x,
         weight,
         weight if bias is None else bias,
+        grouping.tiles if extents is None else extents,
         out,
         grouping.adapter_slots,
         grouping.token_order,
@@ -188,6 +210,7 @@ def _launch_arguments(
         x.stride(0),
         weight.stride(0),
         0 if bias is None else bias.stride(0),
+        0 if extents is None else extents.stride(0),
         first_slot,
         len(weight),
         num_outputs,
@@ -195,6 +218,8 @@ def _launch_arguments(
     )
     options = {
         "HAS_BIAS": bias is not None,
+        "HAS_EXTENTS": extents is not None,
+        "NUM_CHUNKS": num_chunks,
         "TILE_M": TILE_TOKENS,
         "BLOCK_M": config.block_m,
         "BLOCK_N": config.block_n,

@@ -56,6 +56,33 @@ def test_tokens_of_another_class_are_exact_zeros(first_slot, num_class_slots, nu
     )
 
 
+@pytest.mark.parametrize("num_chunks", [1, 2])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_what_lies_beyond_the_extents_is_not_read(num_chunks, has_bias):
+    slots = popularity_slots("uniform", 60, NUM_SLOTS, seed=4)
+    x, weight, bias, segments = make_inputs(slots)
+    own_bias = bias if has_bias else None
+    rows, columns = weight.shape[1] // num_chunks, weight.shape[2]
+    sizes = [(rows, columns), (rows, 7), (5, columns), (3, 2), (0, columns), (rows, 0)]
+    storage = torch.zeros(NUM_SLOTS, 3, 2, dtype=torch.int32)
+    storage[:, 1] = torch.tensor(sizes, dtype=torch.int32)
+    poison(weight, sizes, num_chunks)
+    options = {"extents": storage[:, 1], "num_chunks": num_chunks}
+    out = slot_linear(x, weight, own_bias, segments.grouping, backend="cpu", **options)
+    expected = slot_linear_reference(
+        x, weight, own_bias, torch.from_numpy(slots), 0, storage[:, 1], num_chunks
+    )
+    assert torch.isfinite(expected).all()
+    assert_close(out, expected, "out")
+
+
+def poison(weight, sizes, num_chunks):
+    """Write NaN beyond each slot's rows of a chunk and columns."""
+    for slot, (num_rows, num_columns) in enumerate(sizes):
+        chunks = weight[slot].view(num_chunks, -1, weight.shape[2])
+        chunks[:, num_rows:], chunks[..., num_columns:] = torch.nan, torch.nan
+
+
 def _without_last(x):
     return torch.cat([x[:, :-1], torch.zeros_like(x[:, :1])], 1)
 

@@ -61,7 +61,7 @@ def check(
     else:
         from shadow_kernels.ops.slot_linear.triton import launch
 
-        out = launch(x, weight, bias, segments.grouping, first_slot, config)
+        out = launch(x, weight, bias, None, 1, segments.grouping, first_slot, config)
     expected = slot_linear_reference(x, weight, bias, torch.from_numpy(slots), first_slot)
     assert_close(out, expected, "out")
 
@@ -75,6 +75,45 @@ def test_every_dtype(dtype, has_bias):
         dtype=dtype,
         has_bias=has_bias,
     )
+
+
+@pytest.mark.parametrize("config", [None, TALL], ids=["chosen", "tall"])
+@pytest.mark.parametrize("num_chunks", [1, 2])
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_rows_beyond_the_extents_are_not_read(num_chunks, has_bias, config):
+    """Nor columns beyond them but those of a block that has others; they hold zeros."""
+    slots = popularity_slots("uniform", 60, NUM_SLOTS, seed=4)
+    num_outputs, num_inputs = 70, 700
+    rows = num_outputs // num_chunks
+    sizes = [(rows, num_inputs), (rows, 100), (9, num_inputs), (0, num_inputs), (rows, 0)]
+    extents = torch.zeros(NUM_SLOTS, 4, 2, dtype=torch.int32)
+    extents[:, 1] = torch.tensor(sizes, dtype=torch.int32)
+    extents = extents.to(DEVICE)[:, 1]
+    torch.manual_seed(0)
+    segments = StepSegments(len(slots), NUM_SLOTS, DEVICE)
+    segments.fill(slots)
+    x = torch.randn(len(slots), num_inputs, device=DEVICE)
+    weight = torch.randn(NUM_SLOTS, num_outputs, num_inputs, device=DEVICE) * num_inputs**-0.5
+    for slot, (num_rows, num_columns) in enumerate(sizes):
+        chunks = weight[slot].view(num_chunks, -1, num_inputs)
+        chunks[..., num_columns:] = 0.0
+        chunks[..., -(-num_columns // 256) * 256 :] = torch.nan
+        chunks[:, num_rows:] = torch.nan
+    bias = torch.randn(NUM_SLOTS, num_outputs, device=DEVICE) if has_bias else None
+    if config is None:
+        out = slot_linear(
+            x, weight, bias, segments.grouping, backend="triton",
+            extents=extents, num_chunks=num_chunks,
+        )  # fmt: skip
+    else:
+        from shadow_kernels.ops.slot_linear.triton import launch
+
+        out = launch(x, weight, bias, extents, num_chunks, segments.grouping, 0, config)
+    expected = slot_linear_reference(
+        x, weight, bias, torch.from_numpy(slots), 0, extents, num_chunks
+    )
+    assert torch.isfinite(expected).all()
+    assert_close(out, expected, "out")
 
 
 @pytest.mark.parametrize("popularity", POPULARITIES)
