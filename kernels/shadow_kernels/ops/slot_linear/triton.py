@@ -96,8 +96,13 @@ def slot_linear_kernel(
         used_k = K
         if HAS_EXTENTS:
             extent = extents_ptr + index * stride_extents_a
-            mask_rows = mask_n & (offs_n % (N // NUM_CHUNKS) < tl.load(extent))
-            used_k = tl.load(extent + 1) * tl.max(mask_rows.to(tl.int32), 0)
+            num_rows, chunk = tl.load(extent), N // NUM_CHUNKS
+            mask_rows = mask_n & (offs_n % chunk < num_rows)
+            # Whether a row is used, without asking all threads: the block begins in front of a chunk's end or reaches
+            # into the next chunk.
+            first = tl.program_id(1) * BLOCK_N % chunk
+            is_used = (num_rows > 0) & ((first < num_rows) | (first + BLOCK_N > chunk))
+            used_k = tl.where(is_used, tl.load(extent + 1), 0)
         x_rows = x_ptr + tokens[:, None] * stride_x_t
         weight_base = weight_ptr + index.to(tl.int64) * stride_weight_a
         weight_columns = weight_base + offs_n[None, :].to(tl.int64) * K
