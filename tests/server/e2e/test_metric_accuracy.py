@@ -28,7 +28,7 @@ RUN = time.time_ns()
 
 NUM_MEASURED = 5
 NUM_MEASURED_TOKENS = 150
-NUM_AHEAD = 16
+NUM_AHEAD = 40
 """Prompts that the engine works on before the measured one: together they are more than a second of work."""
 
 
