@@ -154,15 +154,14 @@ def slot_bytes(
 ) -> int:
     """Return the device bytes that one slot of a class takes on one worker: stacks, flags, extents and scale."""
     dims = list(boundary_stacks(config, hidden_size, plan.num_layers).values())
+    integers: list[tuple[int, ...]] = [(plan.num_layers,), (1,)]
     if plan.has_backbone:
         cache = CacheGeometry.of(config.slot_classes)
         shape = backbone_shape(config.slot_classes[class_index], cache, plan.size)
         dims += backbone_stacks(shape, hidden_size).values()
-    integers = plan.num_layers + 1
-    if plan.has_backbone:
-        extents = extent_stacks(config.slot_classes[class_index].spec)
-        integers += sum(math.prod(d) for d in extents.values())
-    return element_bytes * sum(math.prod(d) for d in dims) + 4 * integers
+        integers += extent_stacks(shape.spec).values()
+    num_elements, num_integers = (sum(math.prod(d) for d in kind) for kind in (dims, integers))
+    return element_bytes * num_elements + 4 * num_integers
 
 
 _MUST_EQUAL = (

@@ -95,8 +95,7 @@ async def test_a_spawned_zygote_that_has_ended_is_replaced(
     first = fresh.zygote_pid
     os.kill(first, signal.SIGKILL)
     if is_noticed:
-        await wait_until(lambda: not is_alive(first))
-        await asyncio.sleep(0.1)
+        await wait_until(lambda: fresh._zygote is not None and fresh._zygote.is_gone)
     await fresh.start()
     assert fresh.zygote_pid != first
     await fresh.close()

@@ -41,6 +41,18 @@ def _clear_others(
     tl.store(out, zeros, mask=is_other[:, None] & (offs_n[None, :] < N))
 
 
+@triton.jit
+def _load_extent(extent_ptr, offs_n, chunk, BLOCK_N: tl.constexpr):
+    """Return which of the block's rows the adapter has, and how many columns to read: none where it has no row."""
+    num_rows = tl.load(extent_ptr)
+    is_used = offs_n % chunk < num_rows
+    # Arithmetic instead of a reduction over the threads: the block begins among a chunk's used rows or reaches into the
+    # next chunk.
+    first = tl.program_id(1) * BLOCK_N % chunk
+    has_row = (num_rows > 0) & ((first < num_rows) | (first + BLOCK_N > chunk))
+    return is_used, tl.where(has_row, tl.load(extent_ptr + 1), 0)
+
+
 # What differs from step to step must not select code: a step would wait for its compilation.
 @triton.jit(do_not_specialize=["num_tokens", "num_tiles"])
 def slot_linear_kernel(
@@ -95,14 +107,9 @@ def slot_linear_kernel(
         mask_rows = mask_n
         used_k = K
         if HAS_EXTENTS:
-            extent = extents_ptr + index * stride_extents_a
-            num_rows, chunk = tl.load(extent), N // NUM_CHUNKS
-            mask_rows = mask_n & (offs_n % chunk < num_rows)
-            # Whether a row is used, without asking all threads: the block begins in front of a chunk's end or reaches
-            # into the next chunk.
-            first = tl.program_id(1) * BLOCK_N % chunk
-            is_used = (num_rows > 0) & ((first < num_rows) | (first + BLOCK_N > chunk))
-            used_k = tl.where(is_used, tl.load(extent + 1), 0)
+            extent_ptr = extents_ptr + index * stride_extents_a
+            is_used, used_k = _load_extent(extent_ptr, offs_n, N // NUM_CHUNKS, BLOCK_N)
+            mask_rows = mask_n & is_used
         x_rows = x_ptr + tokens[:, None] * stride_x_t
         weight_base = weight_ptr + index.to(tl.int64) * stride_weight_a
         weight_columns = weight_base + offs_n[None, :].to(tl.int64) * K
