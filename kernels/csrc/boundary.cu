@@ -22,19 +22,15 @@ constexpr int kMaxTokens = 64;          // more than that have a cluster each no
 constexpr int kFewTokens = 2;           // so many have a large cluster each, whose blocks read less
 constexpr int kTokenWarps = 8, kFewTokensWarps = 4;
 constexpr int kUnitWaves = 2;           // more units than that share what a cluster has loaded
-#ifndef SHADOW_TEAMS
-#define SHADOW_TEAMS 0  // no device has run them yet
-#endif
-constexpr bool kHasTeams = SHADOW_TEAMS;
 
 using Kernel = void (*)(BoundaryParams);
 
 // What a shape needs to run: its kernels and its sizes.
 struct Instance {
-  Kernel fused, teams, unit, token, few_tokens, reduce, update, inject;
+  Kernel fused, unit, token, few_tokens, reduce, update, inject;
   int num_items, num_projected;
-  int num_warps, max_teams;  // of the cluster kernels for tiles
-  int (*bytes)(int num_warps, int num_blocks, int num_teams);
+  int num_warps;  // of the cluster kernels for tiles
+  int (*bytes)(int num_warps, int num_blocks);
   int (*unit_bytes)(int num_blocks);
 };
 
@@ -57,7 +53,6 @@ template <typename T, int kGateTiles, int kRankTiles>
 Instance instance_of() {
   using S = Shape<kGateTiles, kRankTiles>;
   return {boundary_fused_kernel<T, kGateTiles, kRankTiles>,
-          boundary_team_kernel<T, kGateTiles, kRankTiles>,
           unit_kernel_of<T, kGateTiles, kRankTiles>(),
           token_kernel_of<T, kGateTiles, kRankTiles, kTokenWarps, kClusterBlocks>(),
           token_kernel_of<T, kGateTiles, kRankTiles, kFewTokensWarps, kLargeClusterBlocks>(),
@@ -67,7 +62,6 @@ Instance instance_of() {
           S::kItems,
           S::kProjected,
           cluster_warps<T, S>(),
-          max_teams<T, kGateTiles, kRankTiles>(),
           shared_bytes<T, S>,
           unit_shared_bytes<T, S>};
 }
@@ -153,18 +147,6 @@ int count_resident(Kernel kernel, int num_blocks, int num_warps, int bytes) {
   return count;
 }
 
-// As many teams a block as fit; none where fewer than two do.
-ClusterPlan plan_teams(const Instance& instance, int num_blocks, int most_bytes) {
-  for (int num_teams = instance.max_teams; num_teams > 1; --num_teams) {
-    ClusterPlan plan = {num_teams * instance.num_warps, num_blocks,
-                        instance.bytes(instance.num_warps, num_blocks, num_teams)};
-    if (plan.shared_bytes > most_bytes) continue;
-    plan.resident = count_resident(instance.teams, num_blocks, plan.num_warps, plan.shared_bytes);
-    if (plan.resident > 0) return plan;
-  }
-  return {};
-}
-
 ClusterPlan plan_tiles(Kernel kernel, int num_warps, int num_blocks, int bytes, int most_bytes) {
   ClusterPlan plan = {num_warps, num_blocks, bytes};
   if (kernel == nullptr || bytes == 0 || bytes > most_bytes) return {};
@@ -189,8 +171,7 @@ BoundaryPlan plan_fused(const Instance& instance, int num_slices, int device) {
   if (num_blocks > kLargeClusterBlocks) return plan;
   const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   plan.fused = plan_tiles(instance.fused, num_warps, num_blocks,
-                          instance.bytes(num_warps, num_blocks, 1), most);
-  plan.teams = plan_teams(instance, num_blocks, most);
+                          instance.bytes(num_warps, num_blocks), most);
   plan.units =
       plan_tiles(instance.unit, num_warps, num_blocks, instance.unit_bytes(num_blocks), most);
   const int num_token_blocks = token_blocks(num_slices);
@@ -237,9 +218,6 @@ ClusterLaunch choose_launch(const Instance& instance, const BoundaryParams& para
     if (plan.tokens.resident > 0) return {instance.token, num_tokens, plan.tokens};
   }
   if (num_units <= kUnitWaves * plan.units.resident) return {instance.unit, num_units, plan.units};
-  if (kHasTeams && plan.teams.resident > 0) {
-    return {instance.teams, std::min(params.num_tiles, plan.teams.resident), plan.teams};
-  }
   const int resident = plan.fused.resident;
   return {instance.fused, params.num_tiles <= 2 * resident ? params.num_tiles : resident, plan.fused};
 }
@@ -282,7 +260,7 @@ BoundaryPlan make_plan(DataType type, int hidden_size, int gate_size, int rank, 
     if (plan.fused.resident > 0) return plan;
   }
   BoundaryPlan plan = {};
-  plan.parts = {divide_up(num_slices, kPartWarps), instance.bytes(kPartWarps, 0, 1),
+  plan.parts = {divide_up(num_slices, kPartWarps), instance.bytes(kPartWarps, 0),
                 instance.num_items, instance.num_projected};
   plan.is_supported =
       plan.parts.shared_bytes <= attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);

@@ -18,7 +18,7 @@ from shadow_kernels.testing import BoundaryCase, assert_guards_intact, guarded
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 _DATA_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-Kernel = Literal["range", "teams", "unit", "token"]
+Kernel = Literal["range", "unit", "token"]
 _KERNELS: tuple[Kernel, ...] = get_args(Kernel)  # in the order of run_boundary.cpp
 
 
@@ -64,10 +64,8 @@ class Cut:
 
     Attributes:
         num_blocks: blocks of a cluster.
-        kernel: which one: a cluster takes a range of tiles, with one team a block ("range") or several ("teams"), one
-            "unit" or one "token".
+        kernel: which one: a cluster takes a "range" of tiles, one "unit" or one "token".
         num_clusters: of the kernels for ranges.
-        num_teams: of a block of the "teams" kernel.
         seed: of the order in which threads and copies get on.
     """
 
@@ -75,7 +73,6 @@ class Cut:
     kernel: Kernel
     num_clusters: int = 1
     seed: int = 0
-    num_teams: int = 3
 
 
 def compile_emulator(
@@ -123,7 +120,6 @@ def run_emulated(
         ctypes.byref(params),
         _DATA_TYPES.index(hidden.dtype),
         _KERNELS.index(cut.kernel),
-        cut.num_teams,
         cut.num_clusters,
         cut.seed,
     )

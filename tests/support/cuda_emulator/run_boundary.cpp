@@ -5,7 +5,7 @@
 
 namespace {
 
-enum KernelIndex { kRange, kTeams, kUnit, kToken };
+enum KernelIndex { kRange, kUnit, kToken };
 
 bool run_token(shadow::BoundaryParams params, uint32_t seed) {
   const int num_slices = (params.hidden_size + shadow::kSliceColumns - 1) / shadow::kSliceColumns;
@@ -30,34 +30,26 @@ bool run_unit(shadow::BoundaryParams params, uint32_t seed) {
 }
 
 template <typename T, int kGateTiles>
-bool run_range(shadow::BoundaryParams params, int num_teams, int num_clusters, uint32_t seed) {
+bool run_range(shadow::BoundaryParams params, int num_clusters, uint32_t seed) {
   using S = shadow::Shape<kGateTiles, 1>;
   const int num_warps = shadow::cluster_warps<T, S>();
-  const int bytes =
-      shadow::shared_bytes<T, S>(num_warps, params.num_blocks, num_teams > 0 ? num_teams : 1);
+  const int bytes = shadow::shared_bytes<T, S>(num_warps, params.num_blocks);
   params.num_clusters = num_clusters;
-  auto kernel = [&] {
-    num_teams > 0 ? shadow::boundary_team_kernel<T, kGateTiles, 1>(params)
-                  : shadow::boundary_fused_kernel<T, kGateTiles, 1>(params);
-  };
-  return emulator::launch(kernel, num_clusters, params.num_blocks,
-                          num_warps * (num_teams > 0 ? num_teams : 1), bytes, seed);
+  auto kernel = [&] { shadow::boundary_fused_kernel<T, kGateTiles, 1>(params); };
+  return emulator::launch(kernel, num_clusters, params.num_blocks, num_warps, bytes, seed);
 }
 
 template <typename T, int kGateTiles>
-bool run(const shadow::BoundaryParams& params, int kernel, int num_teams, int num_clusters,
-         uint32_t seed) {
+bool run(const shadow::BoundaryParams& params, int kernel, int num_clusters, uint32_t seed) {
   return kernel == kUnit ? run_unit<T, kGateTiles>(params, seed)
-                         : run_range<T, kGateTiles>(params, kernel == kTeams ? num_teams : 0,
-                                                    num_clusters, seed);
+                         : run_range<T, kGateTiles>(params, num_clusters, seed);
 }
 
 #ifndef ONLY
 template <typename T>
-bool run(const shadow::BoundaryParams& params, int kernel, int num_teams, int num_clusters,
-         uint32_t seed) {
-  return params.gate_size > 8 ? run<T, 2>(params, kernel, num_teams, num_clusters, seed)
-                              : run<T, 1>(params, kernel, num_teams, num_clusters, seed);
+bool run(const shadow::BoundaryParams& params, int kernel, int num_clusters, uint32_t seed) {
+  return params.gate_size > 8 ? run<T, 2>(params, kernel, num_clusters, seed)
+                              : run<T, 1>(params, kernel, num_clusters, seed);
 }
 #endif
 
@@ -65,19 +57,19 @@ bool run(const shadow::BoundaryParams& params, int kernel, int num_teams, int nu
 
 // Returns whether it ran to its end: no deadlock, nothing on its way to a block that has ended.
 extern "C" bool run_boundary(const shadow::BoundaryParams* params, int data_type, int kernel,
-                             int num_teams, int num_clusters, uint32_t seed) {
+                             int num_clusters, uint32_t seed) {
 #ifdef ONLY
   if constexpr (ONLY == kToken) return run_token(*params, seed);
-  return run<__nv_bfloat16, 1>(*params, ONLY, num_teams, num_clusters, seed);
+  return run<__nv_bfloat16, 1>(*params, ONLY, num_clusters, seed);
 #else
   if (kernel == kToken) return run_token(*params, seed);
   switch (data_type) {
     case 0:
-      return run<__nv_bfloat16>(*params, kernel, num_teams, num_clusters, seed);
+      return run<__nv_bfloat16>(*params, kernel, num_clusters, seed);
     case 1:
-      return run<__half>(*params, kernel, num_teams, num_clusters, seed);
+      return run<__half>(*params, kernel, num_clusters, seed);
     default:
-      return run<float>(*params, kernel, num_teams, num_clusters, seed);
+      return run<float>(*params, kernel, num_clusters, seed);
   }
 #endif
 }

@@ -13,12 +13,9 @@
 // read the first ones, and the same with first and second exchanged: so one buffer for each is enough.
 // On devices without clusters the three parts are three kernels and the sums cross through global scratch.
 //
-// In prefill a cluster takes a range of tiles. The warps that work on a unit are a team; a block has one or several, which
-// share its weights and take the units of a slot in turn, each with sums and barriers of its own, so that one team's
-// exchange passes while another multiplies.
-//
-// Decode has no next unit, so there a cluster takes one unit (kUnit). Then nobody needs update_in once its product is
-// done, and what is summed takes its place: with 8 gates three blocks share a multiprocessor instead of two.
+// In prefill a cluster takes a range of tiles, unit by unit. Decode has no next unit, so there a cluster takes one (kUnit).
+// Then nobody needs update_in once its product is done, and what is summed takes its place: with 8 gates three blocks
+// share a multiprocessor instead of two.
 //
 // A kernel that runs for a few microseconds waits for its instructions as much as for its data, so the code is kept
 // short: loops that run twice are not unrolled, and odd rows are left to the separate kernels.
@@ -43,14 +40,13 @@ constexpr int kPartWarps = 4;         // of a block of the separate kernels
 constexpr int kMostShared = 232448;   // bytes of a block where there are clusters
 constexpr int kSampleColumns = 8;  // two a lane of a quad
 constexpr int kPadBytes = 16;  // behind each weight row: rows start in different banks
-constexpr int kWeightBarriers = 3, kSumBarriers = 2;  // of three parts' weights, of a team's two sums
-constexpr int kBarrierBytes = 48;                     // with one team
+constexpr int kWeightBarriers = 3, kSumBarriers = 2;  // of three parts' weights, of two sums
+constexpr int kBarrierBytes = (8 * (kWeightBarriers + kSumBarriers) + 15) / 16 * 16;
 constexpr float kNormEps = 1e-5f;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
-// kFused is the cluster kernel, kTeams the same with several teams a block, kUnit with one unit a cluster; the others are
-// its parts.
-enum class Part { kFused, kTeams, kUnit, kReduce, kUpdate, kInject };
+// kFused is the cluster kernel, kUnit the same with one unit a cluster; the others are its parts.
+enum class Part { kFused, kUnit, kReduce, kUpdate, kInject };
 
 // Row numbers of a block's weights and sizes of the exchanged sums.
 template <int kGateTiles, int kRankTiles>
@@ -66,6 +62,7 @@ struct Shape {
   static constexpr int kReduced = 2 * kGates + 2;  // of a token: x @ in of both branches, two moments
   static constexpr int kItems = kAffine + kUnitTokens * kReduced;
   static constexpr int kProjected = kUnitTokens * kRank;
+  static constexpr int kUnitStride = 2 * kGates + 8, kProjectionStride = kRank + 8;  // rows in different banks
   static constexpr int kWarpSums = kItems > kProjected ? kItems : kProjected;
   static_assert(kAffine % 4 == 0 && kItems % 4 == 0 && kProjected % 4 == 0, "sent four at a time");
 };
@@ -75,31 +72,24 @@ __host__ __device__ constexpr int row_bytes(int num_warps) {
   return num_warps * kSliceColumns * static_cast<int>(sizeof(T)) + kPadBytes;
 }
 
-__host__ __device__ constexpr int barrier_bytes(int num_teams) {
-  return (8 * (kWeightBarriers + kSumBarriers * num_teams) + 15) / 16 * 16;
-}
-static_assert(kBarrierBytes == barrier_bytes(1));
-
-// Floats of a team: sums of its warps and of all blocks, what becomes of them.
+// Sums of a block's warps and of all blocks, what becomes of them.
 template <typename S>
-__host__ __device__ constexpr int team_floats(int num_warps, int num_blocks) {
+__host__ __device__ constexpr int sum_floats(int num_warps, int num_blocks) {
   return num_warps * S::kWarpSums + num_blocks * (S::kItems + S::kProjected) +
-         kUnitTokens * (2 * S::kGates + S::kRank);
+         kUnitTokens * (S::kUnitStride + S::kProjectionStride);
 }
 
-// Bytes of dynamic shared memory with so many warps a team. The separate kernels, which have one, keep what they receive
-// in global memory: no blocks.
+// Bytes of dynamic shared memory. The separate kernels keep what they receive in global memory: no blocks.
 template <typename T, typename S>
-constexpr int shared_bytes(int num_warps, int num_blocks, int num_teams) {
-  return barrier_bytes(num_teams) + S::kRows * row_bytes<T>(num_warps) +
-         4 * num_teams * team_floats<S>(num_warps, num_blocks);
+constexpr int shared_bytes(int num_warps, int num_blocks) {
+  return kBarrierBytes + S::kRows * row_bytes<T>(num_warps) + 4 * sum_floats<S>(num_warps, num_blocks);
 }
 
-// Warps of a cluster kernel's team, known to the compiler so that rows of weights lie at fixed distances: eight, or four
+// Warps of a cluster kernel's block, known to the compiler so that rows of weights lie at fixed distances: eight, or four
 // where a row of 4096 columns would not fit eight blocks.
 template <typename T, typename S>
 __host__ __device__ constexpr int cluster_warps() {
-  return S::kRows * row_bytes<T>(8) + 4 * team_floats<S>(8, 8) + kBarrierBytes <= kMostShared ? 8 : 4;
+  return S::kRows * row_bytes<T>(8) + 4 * sum_floats<S>(8, 8) + kBarrierBytes <= kMostShared ? 8 : 4;
 }
 
 // Which of update_in's rows hold what while a unit kernel updates and injects. A warp's sums lie in its own columns of
@@ -117,7 +107,7 @@ struct Reuse {
     return kSumRows + rows_of(num_blocks * S::kProjected);
   }
   __host__ __device__ static constexpr int first_projection_row(int num_blocks) {
-    return first_unit_row(num_blocks) + rows_of(kUnitTokens * 2 * S::kGates);
+    return first_unit_row(num_blocks) + rows_of(kUnitTokens * S::kUnitStride);
   }
 };
 
@@ -125,16 +115,9 @@ struct Reuse {
 template <typename T, typename S>
 constexpr int unit_shared_bytes(int num_blocks) {
   using R = Reuse<T, S>;
-  const int used = R::first_projection_row(num_blocks) + R::rows_of(S::kProjected);
+  const int used = R::first_projection_row(num_blocks) + R::rows_of(kUnitTokens * S::kProjectionStride);
   if (used > 2 * S::kGates) return 0;
   return kBarrierBytes + S::kRows * row_bytes<T>(cluster_warps<T, S>()) + 4 * num_blocks * S::kItems;
-}
-
-// Teams of a block: as many as leave a thread the registers that it needs.
-template <typename T, int kGateTiles, int kRankTiles>
-__host__ __device__ constexpr int max_teams() {
-  const int num_warps = sizeof(T) == 2 && kGateTiles == 1 && kRankTiles == 1 ? 24 : 16;
-  return num_warps / cluster_warps<T, Shape<kGateTiles, kRankTiles>>();
 }
 
 // Blocks of a unit kernel on a multiprocessor: more would not leave a thread the registers that it needs.
@@ -212,8 +195,7 @@ struct Boundary {
   using Inner = uint32_t[Split<T>::kActivationParts];
   using R = Reuse<T, S>;
   static constexpr bool kIsUnit = kPart == Part::kUnit;
-  static constexpr bool kHasTeams = kPart == Part::kTeams;
-  static constexpr bool kIsFused = kPart == Part::kFused || kHasTeams || kIsUnit;
+  static constexpr bool kIsFused = kPart == Part::kFused || kIsUnit;
   static constexpr bool kIsWide = kIsFused;
   static constexpr int num_warps = kIsFused ? cluster_warps<T, S>() : kPartWarps;
   static constexpr int row_stride = row_bytes<T>(num_warps) / sizeof(T);  // of the shared rows
@@ -221,8 +203,7 @@ struct Boundary {
   static constexpr int kUnrolled = kIsFused && !kIsUnit ? kGroups : 1;
 
   const BoundaryParams& p;
-  int lane, row, quad, block;
-  int team, num_teams, thread, warp;  // this thread's team; the other two are numbers within it
+  int lane, row, quad, warp, block;
   int block_column, first_column;  // first of the block, and of this lane's first octet
   uint64_t* barriers;
   int parity, sums_parity;         // of the barriers' current phase
@@ -238,14 +219,11 @@ struct Boundary {
 
   __device__ Boundary(const BoundaryParams& params, char* shared) : p(params) {
     lane = threadIdx.x % 32, row = lane / 4, quad = lane % 4;
-    num_teams = kHasTeams ? blockDim.x / (32 * num_warps) : 1;
-    team = kHasTeams ? threadIdx.x / (32 * num_warps) : 0;
-    thread = threadIdx.x - team * 32 * num_warps, warp = thread / 32;
-    block = blockIdx.x % p.num_blocks;
+    warp = threadIdx.x / 32, block = blockIdx.x % p.num_blocks;
     block_column = block * num_warps * kSliceColumns;
     first_column = block_column + warp * kSliceColumns + 8 * quad;
     barriers = reinterpret_cast<uint64_t*>(shared);
-    weights = reinterpret_cast<T*>(shared + barrier_bytes(num_teams));
+    weights = reinterpret_cast<T*>(shared + kBarrierBytes);
     slice = weights + warp * kSliceColumns;
     float* behind_weights = reinterpret_cast<float*>(weights + S::kRows * row_stride);
     if constexpr (kIsUnit) {
@@ -255,10 +233,10 @@ struct Boundary {
       units = in_place_of(R::first_unit_row(p.num_blocks));
       projection = in_place_of(R::first_projection_row(p.num_blocks));
     } else {
-      warp_sums = behind_weights + team * team_floats<S>(num_warps, p.num_blocks);
+      warp_sums = behind_weights;
       units = warp_sums + num_warps * S::kWarpSums;
-      projection = units + kUnitTokens * 2 * S::kGates;
-      reduced = projection + S::kProjected;
+      projection = units + kUnitTokens * S::kUnitStride;
+      reduced = projection + kUnitTokens * S::kProjectionStride;
       projected = reduced + p.num_blocks * S::kItems;
     }
     slot = kNoAdapter, parity = 1, sums_parity = 1;
@@ -295,17 +273,16 @@ struct Boundary {
   // Where the slot's tokens end.
   __device__ int slot_end() const { return p.slot_starts[slot + 1]; }
 
-  // Whether the tile's half has a token; the first one always has.
-  __device__ bool has_unit(int half) const {
-    return half == 0 || slot_end() - first_index > kUnitTokens;
-  }
-
   __device__ int read_token(int index) const { return p.token_order[min(index, p.num_order - 1)]; }
 
-  // Takes the unit whose tokens begin at `index` and end before `end` at the latest; of_row is the token of this lane's row.
+  // Of this lane's row in the unit whose tokens begin at `index` and end before `end`; of_row is what stands there.
+  __device__ int pick_token(int index, int end, int of_row) const {
+    return row < end - index ? of_row : kNoAdapter;
+  }
+
   __device__ void take_unit(int index, int end, int of_row) {
     num_tokens = min(kUnitTokens, end - index);
-    token = row < num_tokens ? of_row : kNoAdapter;
+    token = pick_token(index, end, of_row);
     const int64_t place = max(token, 0);
     hidden_row = static_cast<T*>(p.hidden) + place * p.hidden_stride + first_column;
     state_row = static_cast<T*>(p.state) + place * p.state_stride + first_column;
@@ -326,9 +303,11 @@ struct Boundary {
     projected = p.projected + part * S::kProjected;
   }
 
-  __device__ int columns_left(int group) const {
-    return token < 0 ? 0 : min(8, p.hidden_size - first_column - 32 * group);
+  // Columns of a lane's octet that a token has: none without token.
+  __device__ int columns_of(int of_token, int group) const {
+    return of_token < 0 ? 0 : min(8, p.hidden_size - first_column - 32 * group);
   }
+  __device__ int columns_left(int group) const { return columns_of(token, group); }
 
   // ---- weights
 
@@ -342,32 +321,46 @@ struct Boundary {
     int to_row, num_rows, part, needed;
   };
 
-  // What one warp copies at a time: up to 8 rows of a segment.
+  // What one warp copies at a time: 8 rows of a segment.
   static constexpr int kInItems = 2 * S::kGates / 8, kRankItems = S::kRank / 8;
-  static constexpr int kMainItems = 2 * kInItems + 2 * kRankItems, kNumItems = kMainItems + 3;
+  static constexpr int kNumItems = 2 * kInItems + 2 * kRankItems;
 
   // The segment of an item; first_row is the item's first row in it.
   __device__ Segment find_segment(int item, int& first_row) const {
-    first_row = 0;
-    if (item < kMainItems) {
-      const bool is_update = item < 2 * kInItems;
-      const int of_kind = is_update ? item : item - 2 * kInItems;
-      const int num_items = is_update ? kInItems : kRankItems;
-      const bool is_second = of_kind >= num_items;
-      first_row = 8 * (is_second ? of_kind - num_items : of_kind);
-      if (is_update) {
-        return {slot_rows(is_second ? p.update_out : p.update_in), is_second ? S::kOut : S::kIn,
-                2 * S::kGates, is_second, kUpdate};
-      }
-      return {slot_rows(is_second ? p.up : p.down), is_second ? S::kUp : S::kDown, S::kRank,
-              1 + is_second, kInject};
+    const bool is_update = item < 2 * kInItems;
+    const int of_kind = is_update ? item : item - 2 * kInItems;
+    const int num_items = is_update ? kInItems : kRankItems;
+    const bool is_second = of_kind >= num_items;
+    first_row = 8 * (is_second ? of_kind - num_items : of_kind);
+    if (is_update) {
+      return {slot_rows(is_second ? p.update_out : p.update_in), is_second ? S::kOut : S::kIn,
+              2 * S::kGates, is_second, kUpdate};
     }
-    if (item == kMainItems + 2) {
-      return {slot_rows(p.update_out_bias), S::kOutBias, 2, 1, kUpdate | kBias};
-    }
-    const bool is_bias = item == kMainItems + 1;
-    return {slot_rows(is_bias ? p.norm_bias : p.norm_weight), is_bias ? S::kNormBias : S::kNormWeight,
-            1, 0, kUpdate | kNorm};
+    return {slot_rows(is_second ? p.up : p.down), is_second ? S::kUp : S::kDown, S::kRank,
+            1 + is_second, kInject};
+  }
+
+  // The global vector that is copied with an item, null where there is none: the norm's weight and bias with the first
+  // rows of update_in, the outputs' two biases with those of update_out.
+  __device__ const T* find_vector(int item, int index, int& to_row) const {
+    const bool is_norm = item == 0;
+    const int needed = kUpdate | (is_norm ? kNorm : kBias);
+    to_row = (is_norm ? S::kNormWeight : S::kOutBias) + index;
+    if ((!is_norm && item != kInItems) || (flags & needed) != needed) return nullptr;
+    const T* data = is_norm ? slot_rows(index ? p.norm_bias : p.norm_weight)
+                            : slot_rows(p.update_out_bias) + static_cast<int64_t>(index) * p.hidden_size;
+    return data + block_column;
+  }
+
+  // Where row `row` of eight that read_row reads stands among them. Lanes that read at the same time have neighbouring
+  // rows; four places apart those lie in different banks.
+  __device__ static int spread(int of_row) { return of_row % 2 * 4 + of_row / 2; }
+  __device__ static int spread_back(int place) { return place % 4 * 2 + place / 4; }
+  __device__ static bool is_spread(int to_row) { return to_row == S::kIn || to_row == S::kDown; }
+
+  // The shared row of a segment's row r.
+  __device__ static int place_row(const Segment& segment, int r) {
+    return segment.to_row + (is_spread(segment.to_row) ? r / 8 * 8 + spread(r % 8) : r);
   }
 
   // The global row behind row r of a segment, or null where that is padding or switched off.
@@ -389,46 +382,41 @@ struct Boundary {
     return max(0, min(num_warps * kSliceColumns, p.hidden_size - block_column));
   }
 
+  __device__ bool is_padding_row(int place) const {
+    if (place < S::kIn) return false;
+    const bool is_rank = place >= S::kDown;
+    const int second = is_rank ? S::kUp : S::kOut;
+    int r = place - (place >= second ? second : is_rank ? S::kDown : S::kIn);
+    if (place < second) r = r / 8 * 8 + spread_back(r % 8);
+    return is_rank ? r >= p.rank : r % S::kGates >= p.gate_size;
+  }
+
   // Zeroes what no copy ever writes: rows up to the padded sizes, columns beyond D.
   __device__ void clear_padding() {
     const int columns = block_columns(), end = num_warps * kSliceColumns;
     // Not `columns == end`: nvcc 13.0 took that from the instruction that finds `columns`, wrongly for a block without any.
     const bool has_all_columns = p.hidden_size - block_column >= end;
     if (p.gate_size == S::kGates && p.rank == S::kRank && has_all_columns) return;
-    for (int r = threadIdx.x / 32; r < S::kRows; r += num_teams * num_warps) {
-      const int unit = (r - S::kIn) % S::kGates, index = (r - S::kDown) % S::kRank;
-      const bool is_padding = r >= S::kDown  ? index >= p.rank
-                              : r >= S::kIn ? unit >= p.gate_size
-                                            : false;
+    for (int r = warp; r < S::kRows; r += num_warps) {
+      const bool is_padding = is_padding_row(r);
       for (int c = lane + (is_padding ? 0 : columns); c < end; c += 32) {
         weights[r * row_stride + c] = from_float<T>(0.0f);
       }
     }
   }
 
-  // Of this team's sums with which = 0 or 1, of the next team's behind them.
-  __device__ uint64_t* sum_barrier(int which) const {
-    return &barriers[kWeightBarriers + kSumBarriers * team + which];
-  }
-
-  // The threads of one team.
-  __device__ void sync_team() const {
-    if constexpr (kHasTeams) {
-      sync_threads(1 + team, 32 * num_warps);
-    } else {
-      __syncthreads();
-    }
-  }
+  // Of the first sums with which = 0, of the second with 1.
+  __device__ uint64_t* sum_barrier(int which) const { return &barriers[kWeightBarriers + which]; }
 
   // To be called once by all threads, before fetch_weights.
   __device__ void prepare() {
     clear_padding();
     if constexpr (kIsFused) {
       if (threadIdx.x == 0) {  // one arrival an item of weights; for sums the block's own
-        init_barrier(&barriers[0], kInItems + 2);
-        init_barrier(&barriers[1], kInItems + kRankItems + 1);
+        init_barrier(&barriers[0], kInItems);
+        init_barrier(&barriers[1], kInItems + kRankItems);
         init_barrier(&barriers[2], kRankItems);
-        for (int i = 0; i < kSumBarriers * num_teams; ++i) init_barrier(sum_barrier(i), 1);
+        for (int i = 0; i < kSumBarriers; ++i) init_barrier(sum_barrier(i), 1);
       }
       fence_copies();
     }
@@ -436,36 +424,45 @@ struct Boundary {
     if constexpr (kIsFused) arrive_at_cluster();
   }
 
-  // Starts copying the slot's weights, a row a lane, by all teams. Whoever needs them waits with wait_weights.
+  // Starts copying the slot's weights, a row a lane. Whoever needs them waits with wait_weights.
   __device__ void fetch_weights() {
     parity ^= 1;
     const int num_bytes = block_columns() * sizeof(T);
 #pragma unroll 1
-    for (int item = threadIdx.x / 32; item < kNumItems; item += num_teams * num_warps) {
-      int r;
-      const Segment segment = find_segment(item, r);
-      r += lane;
-      const T* source = lane < 8 && num_bytes > 0 ? find_row(segment, r) : nullptr;
+    for (int item = warp; item < kNumItems; item += num_warps) {
+      int first_row, place;
+      const Segment segment = find_segment(item, first_row);
+      const T* source = find_vector(item, lane % 2, place);
+      if (lane < 8) source = find_row(segment, first_row + lane), place = place_row(segment, first_row + lane);
+      if (lane >= 10 || num_bytes == 0) source = nullptr;
       const int num_rows = __popc(__ballot_sync(kAllLanes, source != nullptr));
       if (lane == 0) expect_bytes(&barriers[segment.part], num_rows * num_bytes);
       __syncwarp();
       if (source == nullptr) continue;
-      T* target = weights + (segment.to_row + r) * row_stride;
-      copy_bytes(target, source, num_bytes, &barriers[segment.part]);
+      copy_bytes(weights + place * row_stride, source, num_bytes, &barriers[segment.part]);
     }
+  }
+
+  // By one warp; from null it copies nothing.
+  __device__ void copy_row(int place, const T* source) const {
+    const int columns = block_columns();
+    T* target = weights + place * row_stride;
+    for (int c = lane; source != nullptr && c < columns; c += 32) target[c] = source[c];
   }
 
   // The same without the copy engine, for one part: done when it returns.
   __device__ void load_weights(int wanted) {
-    const int columns = block_columns();
     for (int item = warp; item < kNumItems; item += num_warps) {
       int first_row;
       const Segment segment = find_segment(item, first_row);
       if (segment.part != wanted) continue;
-      for (int r = first_row; r < min(first_row + 8, segment.num_rows); ++r) {
-        const T* source = find_row(segment, r);
-        T* target = weights + (segment.to_row + r) * row_stride;
-        for (int c = lane; source != nullptr && c < columns; c += 32) target[c] = source[c];
+      for (int r = first_row; r < first_row + 8; ++r) {
+        copy_row(place_row(segment, r), find_row(segment, r));
+      }
+      for (int index = 0; index < 2; ++index) {
+        int place;
+        const T* source = find_vector(item, index, place);
+        copy_row(place, source);
       }
     }
     __syncthreads();
@@ -477,7 +474,7 @@ struct Boundary {
 
   // Row `row` from first_row on, this lane's octet.
   __device__ void read_row(int first_row, int group, Weights& words) const {
-    split_weights(read_octet(slice + (first_row + row) * row_stride + 32 * group + 8 * quad), words);
+    split_weights(read_octet(slice + (first_row + spread(row)) * row_stride + 32 * group + 8 * quad), words);
   }
 
   // Row pair 2 quad, 2 quad + 1 from first_row on, four columns of it.
@@ -492,19 +489,27 @@ struct Boundary {
 
   // ---- activations
 
-  // Rows that the unit lacks become zero, so that nothing of the unit before lives on in registers.
-  __device__ void load_activations() {
-    const T* residual_row =
-        static_cast<const T*>(p.residual) + max(token, 0) * p.residual_stride + first_column;
+  // Rows that a unit lacks become zero, so that nothing of the unit before lives on in registers.
+  __device__ void load_hidden() {
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-      const int left = columns_left(group), offset = 32 * group;
-      hidden[group] = load_octet<kIsWide>(hidden_row + offset, left);
-      residual[group] = load_octet<kIsWide>(residual_row + offset, p.residual == nullptr ? 0 : left);
-      if (kPart != Part::kReduce) state[group] = load_octet<kIsWide>(state_row + offset, left);
+      hidden[group] = load_octet<kIsWide>(hidden_row + 32 * group, columns_left(group));
     }
     centre = 0.0f;
     if ((flags & kUpdate) && (flags & kNorm)) sample_centre();
+  }
+
+  // The rest of a token's row, for which there is room as soon as the unit before is updated.
+  __device__ void load_rest(int of_token) {
+    const int64_t place = max(of_token, 0);
+    const T* more = static_cast<const T*>(p.residual) + place * p.residual_stride + first_column;
+    const T* states = static_cast<const T*>(p.state) + place * p.state_stride + first_column;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      const int left = columns_of(of_token, group), offset = 32 * group;
+      residual[group] = load_octet<kIsWide>(more + offset, p.residual == nullptr ? 0 : left);
+      if (kPart != Part::kReduce) state[group] = load_octet<kIsWide>(states + offset, left);
+    }
   }
 
   // Brings a token's row to the cache, this warp's slice of one tensor's a lane; lanes that differ by kUnitTokens have the
@@ -638,10 +643,10 @@ struct Boundary {
                           int which) {
     if (!has_sums) begin = 0, end = 1;
     const int num_parts = has_sums ? num_warps : 0, num_sent = (end - begin + 3) / 4;
-    sync_team();
-    if (kIsFused && thread == 0) expect_bytes(sum_barrier(which), 16 * num_sent * p.num_blocks);
+    __syncthreads();
+    if (kIsFused && threadIdx.x == 0) expect_bytes(sum_barrier(which), 16 * num_sent * p.num_blocks);
 #pragma unroll 1
-    for (int i = thread; i < num_sent; i += 32 * num_warps) {
+    for (int i = threadIdx.x; i < num_sent; i += 32 * num_warps) {
       const int item = begin + 4 * i;
       float totals[4] = {};
 #pragma unroll 4
@@ -685,7 +690,7 @@ struct Boundary {
   __device__ void find_units() {
     const float part_of_row = reciprocal(p.hidden_size);
 #pragma unroll 1
-    for (int i = thread; i < num_tokens * 2 * S::kGates; i += 32 * num_warps) {
+    for (int i = threadIdx.x; i < num_tokens * 2 * S::kGates; i += 32 * num_warps) {
       const int unit = i % (2 * S::kGates), of_token = S::kAffine + i / (2 * S::kGates) * S::kReduced;
       const int moments = of_token + 2 * S::kGates;
       float totals[5];
@@ -701,9 +706,9 @@ struct Boundary {
       if ((flags & kBias) && gate < p.gate_size) {
         u += to_float(slot_rows(p.update_in_bias)[branch * p.gate_size + gate]);
       }
-      units[i] = activate(u, flags & kGelu);
+      units[i / (2 * S::kGates) * S::kUnitStride + unit] = activate(u, flags & kGelu);
     }
-    sync_team();
+    __syncthreads();
   }
 
   // Left operand of a product with row pairs: two inner values of this lane's token.
@@ -740,8 +745,8 @@ struct Boundary {
     if (flags & kUpdate) {
 #pragma unroll
       for (int gate_tile = 0; gate_tile < kGateTiles; ++gate_tile) {
-        read_inner(units, 2 * S::kGates, 8 * gate_tile, transform[gate_tile]);
-        read_inner(units, 2 * S::kGates, S::kGates + 8 * gate_tile, gate[gate_tile]);
+        read_inner(units, S::kUnitStride, 8 * gate_tile, transform[gate_tile]);
+        read_inner(units, S::kUnitStride, S::kGates + 8 * gate_tile, gate[gate_tile]);
       }
     }
 #pragma unroll kUnrolled
@@ -778,12 +783,12 @@ struct Boundary {
   __device__ void find_projection() {
     const float scale = p.scale[slot];
 #pragma unroll 1
-    for (int i = thread; i < num_tokens * S::kRank; i += 32 * num_warps) {
+    for (int i = threadIdx.x; i < num_tokens * S::kRank; i += 32 * num_warps) {
       float total[1];
       sum_blocks(projected, S::kProjected, {i}, total);
-      projection[i] = scale * total[0];
+      projection[i / S::kRank * S::kProjectionStride + i % S::kRank] = scale * total[0];
     }
-    sync_team();
+    __syncthreads();
   }
 
   __device__ void inject() {
@@ -794,8 +799,8 @@ struct Boundary {
       for (int rank_tile = 0; rank_tile < kRankTiles; ++rank_tile) {
         Inner low, high;
         Weights low_rows, high_rows;
-        read_inner(projection, S::kRank, 16 * rank_tile, low);
-        read_inner(projection, S::kRank, 16 * rank_tile + 8, high);
+        read_inner(projection, S::kProjectionStride, 16 * rank_tile, low);
+        read_inner(projection, S::kProjectionStride, 16 * rank_tile + 8, high);
         read_row_pair(S::kUp + 16 * rank_tile, group, low_rows);
         read_row_pair(S::kUp + 16 * rank_tile + 8, group, high_rows);
         multiply_inner<T>(correction, low, high, low_rows, high_rows);
@@ -805,6 +810,12 @@ struct Boundary {
       for (int i = 0; i < 8; ++i) h[i] += correction[i % 4][i / 4] + correction[i % 4][2 + i / 4];
       store_octet<kIsWide>(hidden_row + 32 * group, h, columns_left(group));
     }
+  }
+
+  // What the two steps behind the exchanges read, so that it is near by then.
+  __device__ void prefetch_scalars() const {
+    prefetch(p.scale + slot);
+    if (flags & kBias) prefetch(slot_rows(p.update_in_bias));
   }
 
   // ---- the parts in order
@@ -858,12 +869,12 @@ __device__ inline int2 find_range(const BoundaryParams& p) {
   return {cluster * share, min((cluster + 1) * share, used)};
 }
 
-template <typename T, int kGateTiles, int kRankTiles, Part kPart>
-__device__ inline void run_range(const BoundaryParams& p) {
+template <typename T, int kGateTiles, int kRankTiles>
+__global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>(), 2)
+    boundary_fused_kernel(const __grid_constant__ BoundaryParams p) {
 #if __CUDA_ARCH__ >= 900  // elsewhere never launched
-  Boundary<T, kGateTiles, kRankTiles, kPart> work(p, shared_memory);
+  Boundary<T, kGateTiles, kRankTiles, Part::kFused> work(p, shared_memory);
   const int2 range = find_range(p);
-  const int step = kUnitTokens * work.num_teams;
   bool is_prepared = false, is_first = true;  // weights may be on their way while the previous kernel runs
   int tile = range.x;
 #pragma unroll 1
@@ -878,55 +889,44 @@ __device__ inline void run_range(const BoundaryParams& p) {
     const int end = min(work.slot_end(), work.first_index + kTileTokens * (range.y - tile));
     tile += (end - work.first_index + kTileTokens - 1) / kTileTokens;
     if (is_prepared) {
-      __syncthreads();  // all teams have read the previous slot's weights
+      __syncthreads();  // all warps have read the previous slot's weights
     } else {
       work.prepare();
     }
     is_prepared = true;
     work.fetch_weights();
-    bool is_fresh = true;
-    int index = work.first_index + kUnitTokens * work.team;
-    int next = work.read_token(index + work.lane % kUnitTokens);
+    const int ahead = work.lane % kUnitTokens;
+    int now = work.read_token(work.first_index + ahead);
+    int next = work.read_token(work.first_index + kUnitTokens + ahead);
 #pragma unroll 1
-    for (; index < end; index += step) {
-      work.take_unit(index, end, __shfl_sync(kAllLanes, next, work.row));
+    for (int index = work.first_index; index < end; index += kUnitTokens) {
+      const bool is_fresh = index == work.first_index;
+      const int next_index = index + kUnitTokens;
+      work.take_unit(index, end, __shfl_sync(kAllLanes, now, work.row));
       if (is_first) {
         wait_for_previous_kernel();
         release_next_kernel();  // not before: what comes next may read what this kernel's predecessor wrote
       }
-      work.load_activations();
-      if (index + step < end) {
-        next = work.read_token(index + step + work.lane % kUnitTokens);
-        work.prefetch_row(next);
-      }
+      if (is_fresh) work.load_rest(work.token);
+      work.prefetch_row(next);
+      now = next, next = work.read_token(next_index + kUnitTokens + ahead);
+      work.load_hidden();
       work.run_reduce(is_fresh);
       if (is_first) wait_for_cluster();  // all blocks have started, their barriers are ready
       is_first = false;
       work.sums_parity ^= 1;
       work.publish_reduced(is_fresh);
-      is_fresh = false;
       work.wait_sums(0);
       work.run_update();
+      if (next_index < end) {
+        work.load_rest(work.pick_token(next_index, end, __shfl_sync(kAllLanes, now, work.row)));
+      }
       work.wait_sums(1);
       work.run_inject();
     }
   }
-  if (is_first && is_prepared) wait_for_cluster();  // a team without a unit
   if (is_first && blockIdx.x < p.num_blocks) wait_for_previous_kernel();  // else this kernel could end before it
 #endif
-}
-
-template <typename T, int kGateTiles, int kRankTiles>
-__global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>(), 2)
-    boundary_fused_kernel(const __grid_constant__ BoundaryParams p) {
-  run_range<T, kGateTiles, kRankTiles, Part::kFused>(p);
-}
-
-template <typename T, int kGateTiles, int kRankTiles>
-__global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>() *
-                                      max_teams<T, kGateTiles, kRankTiles>(), 1)
-    boundary_team_kernel(const __grid_constant__ BoundaryParams p) {
-  run_range<T, kGateTiles, kRankTiles, Part::kTeams>(p);
 }
 
 // One unit a cluster: all used tiles' first halves, then their second ones, which are often empty. What a step can have
@@ -943,22 +943,27 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
   const int half = cluster >= p.num_tiles || tile.x < 0;
   bool is_used = true;
   if (half) {
-    const int used = count_tiles(p, tile), index = cluster - used;
-    is_used = index < used;
-    if (is_used) tile = read_tile(p, index);
+    const int used = count_tiles(p, tile), number = cluster - used;
+    is_used = number < used;
+    if (is_used) tile = read_tile(p, number);
   }
   work.take_tile(tile, all_flags);
-  if (!is_used || work.flags == 0 || !work.has_unit(half)) {
+  // Asked for before the weights are, not behind them.
+  const int index = work.first_index + kUnitTokens * half, end = work.slot_end();
+  const int of_row = work.read_token(index + work.row);
+  if (!is_used || work.flags == 0 || (half != 0 && index >= end)) {
     // One block has to, else this kernel could end before that one; the others make room for those with work.
     if (cluster == 0) wait_for_previous_kernel();
     return;
   }
   work.prepare();
   work.fetch_weights();
-  work.take_half(half);
+  work.prefetch_scalars();
+  work.take_unit(index, end, of_row);
   wait_for_previous_kernel();
   release_next_kernel();
-  work.load_activations();
+  work.load_rest(work.token);
+  work.load_hidden();
   work.run_reduce(true);
   wait_for_cluster();  // all blocks have started, their barriers are ready
   work.sums_parity = 0;
@@ -982,7 +987,8 @@ __global__ void __launch_bounds__(32 * kPartWarps)
   work.load_weights(kPart == Part::kReduce ? 0 : kPart == Part::kUpdate ? 1 : 2);
   for (int half = 0; half < 2 && work.take_half(half); ++half) {
     work.take_scratch(tile, half);
-    work.load_activations();
+    work.load_rest(work.token);
+    work.load_hidden();
     if constexpr (kPart == Part::kReduce) {
       work.run_reduce(true);
       work.publish_reduced(true);

@@ -20,11 +20,6 @@ __device__ inline void store_words(uint4* place, uint32_t x, uint32_t y, uint32_
                : "memory");
 }
 
-// The block's threads that name this barrier, 1 to 15, and there are num_threads of them; __syncthreads has barrier 0.
-__device__ inline void sync_threads(int barrier, int num_threads) {
-  asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(num_threads) : "memory");
-}
-
 // Reads 16 bytes that nothing writes and nobody reads again soon, or zeros. Stays where it stands among the waits.
 __device__ inline uint4 read_once(const void* place, bool is_used) {
   uint4 words;

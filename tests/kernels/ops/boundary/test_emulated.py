@@ -20,7 +20,7 @@ from shadow_kernels.testing import (
 )
 
 NUM_SLOTS = 7
-TILE_KERNELS = ("range", "teams", "unit")
+TILE_KERNELS = ("range", "unit")
 KERNELS = (*TILE_KERNELS, "token")
 TOKEN_SIZES = [
     (512, 8, 16, 2),
@@ -143,11 +143,11 @@ SABOTAGE = {
         "units = in_place_of(R::first_unit_row(p.num_blocks))",
         "units = reduced",
     ),
-    "no second halves": ("half == 0 || slot_end()", "half == 0 && slot_end()"),
-    "the first tile's second half left out": ("cluster - used;", "cluster - used + 1;"),
+    "no second halves": ("half != 0 && index >= end", "half != 0"),
+    "the first tile's second half left out": ("number = cluster - used;", "number = cluster - used + 1;"),
     "warps add up before all have finished": (
-        "sync_team();\n    if (kIsFused && thread == 0) expect_bytes",
-        "if (kIsFused && thread == 0) expect_bytes",
+        "__syncthreads();\n    if (kIsFused && threadIdx.x == 0) expect_bytes",
+        "if (kIsFused && threadIdx.x == 0) expect_bytes",
     ),
     "the last slice dropped": ("w < num_parts; ++w", "w < num_parts - 1; ++w"),
     "the large parts dropped": ("values[tile][0] + values[tile][2]", "values[tile][2]"),
@@ -158,19 +158,20 @@ SABOTAGE = {
 }
 
 
-TEAM_SABOTAGE = {
+RANGE_SABOTAGE = {
     "a slot's weights under the slot before": (
         "if (is_prepared) {\n      __syncthreads();",
         "if (is_prepared) {",
     ),
-    "one place for all teams' sums": ("team * team_floats<S>(num_warps, p.num_blocks)", "0"),
-    "one barrier for all teams' sums": ("kSumBarriers * team + which", "which"),
-    "a unit by two teams": ("step = kUnitTokens * work.num_teams", "step = kUnitTokens"),
-    "the tokens of the unit before": (
-        "next = work.read_token(index + step +",
-        "work.read_token(index + step +",
+    "the tokens of the unit before": ("now = next, next =", "next ="),
+    "the state of the unit before": (
+        "work.load_rest(work.pick_token(next_index, end, __shfl_sync(kAllLanes, now, work.row)));",
+        "",
     ),
-    "a team goes on before its warps": ("      sync_threads(1 + team, 32 * num_warps);", ""),
+    "rows beyond the slot's last": (
+        "work.pick_token(next_index, end, __shfl_sync(kAllLanes, now, work.row))",
+        "__shfl_sync(kAllLanes, now, work.row)",
+    ),
     "nobody waits for the first sums": (
         "work.wait_sums(0);\n      work.run_update",
         "work.run_update",
@@ -179,6 +180,8 @@ TEAM_SABOTAGE = {
         "work.wait_sums(1);\n      work.run_inject",
         "work.run_inject",
     ),
+    "rows read where they were not put": ("first_row + spread(row)", "first_row + row"),
+    "padding cleared where it is not": ("r / 8 * 8 + spread_back(r % 8)", "r"),
 }
 
 
@@ -230,9 +233,9 @@ def test_sabotage_of_the_unit_kernel_is_seen(tmp_path, sabotage):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sabotage", TEAM_SABOTAGE)
-def test_sabotage_of_the_team_kernel_is_seen(tmp_path, sabotage):
-    is_seen(tmp_path, "teams", "boundary.cuh", *TEAM_SABOTAGE[sabotage])
+@pytest.mark.parametrize("sabotage", RANGE_SABOTAGE)
+def test_sabotage_of_the_range_kernel_is_seen(tmp_path, sabotage):
+    is_seen(tmp_path, "range", "boundary.cuh", *RANGE_SABOTAGE[sabotage])
 
 
 @pytest.mark.slow
