@@ -77,6 +77,12 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--profile", type=Path, help="folder for the kernels of each case and engine"
     )
+    parser.add_argument(
+        "--profiled",
+        type=lambda text: text.split(","),
+        default=list(ENGINES),
+        help="engines that `--profile` is about",
+    )
     parser.add_argument("--plot", type=Path, help="PNG of the ratios; needs matplotlib")
     return parser.parse_args()
 
@@ -276,7 +282,8 @@ def main() -> int:
                 print(json.dumps(rows[-1]), flush=True)
                 write_report(options.out, rows, seconds if options.one_by_one else {})
                 if options.profile:
-                    profile(case, engines, options.profile)
+                    profiled = {n: e for n, e in engines.items() if n in options.profiled}
+                    profile(case, profiled, options.profile)
         finally:
             for engine in engines.values():
                 engine.stop()

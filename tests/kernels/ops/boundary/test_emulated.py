@@ -144,7 +144,10 @@ SABOTAGE = {
         "units = reduced",
     ),
     "no second halves": ("half != 0 && index >= end", "half != 0"),
-    "the first tile's second half left out": ("number = cluster - used;", "number = cluster - used + 1;"),
+    "the first tile's second half left out": (
+        "number = cluster - used;",
+        "number = cluster - used + 1;",
+    ),
     "warps add up before all have finished": (
         "__syncthreads();\n    if (kIsFused && threadIdx.x == 0) expect_bytes",
         "if (kIsFused && threadIdx.x == 0) expect_bytes",
