@@ -41,20 +41,30 @@ TINY = {"tiny": (256, 512, 4, 8, 2, True)}
 
 @dataclass(frozen=True)
 class Row:
-    """One case with the medians of every engine, in milliseconds."""
+    """One case with every engine's samples, in milliseconds."""
 
     case: Case
-    times: dict[str, float]
+    samples: dict[str, list[float]]
+
+    @property
+    def times(self) -> dict[str, float]:
+        """Each engine's median."""
+        return {name: statistics.median(values) for name, values in self.samples.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Return the row as the report has it; ratios above 1 mean slower than the other."""
         times = self.times
-        row = {"batch": self.case.batch, "distinct": self.case.distinct, "phase": self.case.phase}
+        row: dict[str, Any] = {
+            "batch": self.case.batch,
+            "distinct": self.case.distinct,
+            "phase": self.case.phase,
+        }
         row |= {f"{name.replace('-', '_')}_ms": round(ms, 4) for name, ms in times.items()}
         shadow = times.get("shadow")
         for key, other in (("base", "base"), ("lora", "lora"), ("lora_best", "lora-best")):
             if shadow is not None and other in times:
                 row[f"ratio_{key}"] = round(shadow / times[other], 4)
+        row["samples"] = {n: [round(ms, 3) for ms in values] for n, values in self.samples.items()}
         return row
 
 
@@ -69,8 +79,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--cases", default=TABLE)
     parser.add_argument("--prompt-tokens", type=int, default=64)
     parser.add_argument("--prefill-tokens", type=int, default=1024)
-    parser.add_argument("--short-tokens", type=int, default=16)
-    parser.add_argument("--long-tokens", type=int, default=80)
+    parser.add_argument(
+        "--new-tokens", type=int, default=96, help="of an answer that times decoding"
+    )
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--one-by-one", action="store_true", help="start engines one by one")
     parser.add_argument("--out", type=Path, help="JSON report")
@@ -175,7 +186,7 @@ class Field:
             "max_model_len": 2048,
             "max_num_seqs": max(sizes),
             "enable_prefix_caching": False,
-            "disable_log_stats": True,
+            "disable_log_stats": False,  # requests know when their tokens came
         }
         if self._options.profile:
             arguments["profiler_config"] = self._profiler(engine)
@@ -191,8 +202,8 @@ class Field:
 
     def _cache_bytes(self) -> int:
         """Return what keys and values of the largest case take, the shadow layer's too, and half as much again."""
-        config, long = self._config, self._options.long_tokens
-        tokens = max(case.batch * (case.prompt_tokens + long + 16) for case in self._cases)
+        config, new_tokens = self._config, self._options.new_tokens
+        tokens = max(case.batch * (case.prompt_tokens + new_tokens + 16) for case in self._cases)
         layers = config["num_hidden_layers"] + 1
         return int(1.5 * tokens * layers * 4 * config["num_key_value_heads"] * config["head_dim"])
 
@@ -202,7 +213,7 @@ def start(options: argparse.Namespace, field: Field) -> tuple[dict[str, Contesta
     engines: dict[str, Contestant] = {}
     seconds = {}
     for name in options.engines:
-        engines[name] = Contestant(field.job(name), options.short_tokens, options.long_tokens)
+        engines[name] = Contestant(field.job(name), options.new_tokens)
         if options.one_by_one:
             seconds[name] = engines[name].wait_until_ready()
     if not options.one_by_one:
@@ -216,9 +227,7 @@ def measure(case: Case, engines: dict[str, Contestant], repeats: int) -> Row:
     for _ in range(repeats):
         for name, engine in engines.items():
             times[name].append(engine.measure(own_case(case, name)))
-    for name, values in times.items():
-        print(f"  {case} {name}:", *(f"{ms:.3f}" for ms in values), file=sys.stderr)
-    return Row(case, {name: statistics.median(values) for name, values in times.items()})
+    return Row(case, times)
 
 
 def profile(case: Case, engines: dict[str, Contestant], folder: Path) -> None:

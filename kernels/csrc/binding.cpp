@@ -33,6 +33,12 @@ shadow::Stack stack_of(const Tensor& tensor) { return {tensor.data_ptr(), tensor
 
 const int* integers_of(const Tensor& tensor) { return static_cast<const int*>(tensor.data_ptr()); }
 
+// Whether its rows lie less than 4 GB apart.
+bool has_near_rows(const Tensor& tensor) {
+  constexpr int64_t kMost = int64_t{1} << 32;
+  return 0 <= tensor.stride(0) && tensor.stride(0) * static_cast<int64_t>(tensor.element_size()) < kMost;
+}
+
 bool is_wide(const Tensor& tensor) {
   const bool is_wide_address = reinterpret_cast<uintptr_t>(tensor.data_ptr()) % 16 == 0;
   return is_wide_address && tensor.stride(0) % 8 == 0 && tensor.size(tensor.dim() - 1) % 8 == 0;
@@ -51,7 +57,8 @@ void boundary_(Tensor hidden, std::optional<Tensor> residual, Tensor state, Tens
                Tensor token_order, Tensor slot_starts, Tensor tiles, Tensor flags, Tensor scale, Tensor norm_weight,
                Tensor norm_bias, Tensor update_in, Tensor update_in_bias, Tensor update_out,
                Tensor update_out_bias, Tensor down, Tensor up, int64_t num_tiles) {
-  bool has_wide_rows = !residual || is_wide(*residual);
+  bool has_wide_rows = has_near_rows(hidden) && has_near_rows(state) &&
+                       (!residual || (is_wide(*residual) && has_near_rows(*residual)));
   for (const Tensor& tensor : {hidden, state, norm_weight, norm_bias, update_in, update_out,
                                update_out_bias, down, up}) {
     has_wide_rows = has_wide_rows && is_wide(tensor);

@@ -216,6 +216,7 @@ struct Boundary {
   T *hidden_row, *state_row;
   float centre;
   Octet<T> hidden[kGroups], residual[kGroups], state[kGroups];
+  Pair<T> sample[2];               // of hidden and residual, for the centre
 
   __device__ Boundary(const BoundaryParams& params, char* shared) : p(params) {
     lane = threadIdx.x % 32, row = lane / 4, quad = lane % 4;
@@ -283,9 +284,16 @@ struct Boundary {
   __device__ void take_unit(int index, int end, int of_row) {
     num_tokens = min(kUnitTokens, end - index);
     token = pick_token(index, end, of_row);
-    const int64_t place = max(token, 0);
-    hidden_row = static_cast<T*>(p.hidden) + place * p.hidden_stride + first_column;
-    state_row = static_cast<T*>(p.state) + place * p.state_stride + first_column;
+    hidden_row = row_of(p.hidden, p.hidden_stride, token) + first_column;
+    state_row = row_of(p.state, p.state_stride, token) + first_column;
+  }
+
+  // A token's row, the first one's for kNoAdapter. Wide rows lie less than 4 GB apart (binding.cpp): one instruction.
+  __device__ T* row_of(void* data, int64_t stride, int of_token) const {
+    const uint32_t place = max(of_token, 0);
+    if constexpr (!kIsWide) return static_cast<T*>(data) + place * stride;
+    const uint32_t num_bytes = static_cast<uint32_t>(stride) * static_cast<uint32_t>(sizeof(T));
+    return reinterpret_cast<T*>(static_cast<char*>(data) + static_cast<uint64_t>(num_bytes) * place);
   }
 
   // Takes the tile's half, whose tokens nobody has read yet; returns whether it has any.
@@ -305,7 +313,9 @@ struct Boundary {
 
   // Columns of a lane's octet that a token has: none without token.
   __device__ int columns_of(int of_token, int group) const {
-    return of_token < 0 ? 0 : min(8, p.hidden_size - first_column - 32 * group);
+    const int column = first_column + 32 * group;
+    if constexpr (kIsWide) return of_token >= 0 && column < p.hidden_size ? 8 : 0;
+    return of_token < 0 ? 0 : min(8, p.hidden_size - column);
   }
   __device__ int columns_left(int group) const { return columns_of(token, group); }
 
@@ -493,52 +503,50 @@ struct Boundary {
   __device__ void load_hidden() {
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-      hidden[group] = load_octet<kIsWide>(hidden_row + 32 * group, columns_left(group));
+      hidden[group] = load_octet<kIsWide>(hidden_row + 32 * group, columns_of(token, group));
     }
-    centre = 0.0f;
-    if ((flags & kUpdate) && (flags & kNorm)) sample_centre();
   }
 
-  // The rest of a token's row, for which there is room as soon as the unit before is updated.
+  // The rest of a token's row, and what its centre is found from. There is room for it as soon as the unit before is updated.
   __device__ void load_rest(int of_token) {
-    const int64_t place = max(of_token, 0);
-    const T* more = static_cast<const T*>(p.residual) + place * p.residual_stride + first_column;
-    const T* states = static_cast<const T*>(p.state) + place * p.state_stride + first_column;
+    const T* residuals = row_of(const_cast<void*>(p.residual), p.residual_stride, of_token);
+    const T* states = row_of(p.state, p.state_stride, of_token);
+    if ((flags & kUpdate) && (flags & kNorm)) {
+      load_samples(row_of(p.hidden, p.hidden_stride, of_token), residuals);
+    }
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-      const int left = columns_of(of_token, group), offset = 32 * group;
-      residual[group] = load_octet<kIsWide>(more + offset, p.residual == nullptr ? 0 : left);
-      if (kPart != Part::kReduce) state[group] = load_octet<kIsWide>(states + offset, left);
+      const int left = columns_of(of_token, group), column = first_column + 32 * group;
+      residual[group] = load_octet<kIsWide>(residuals + column, p.residual == nullptr ? 0 : left);
+      if (kPart != Part::kReduce) state[group] = load_octet<kIsWide>(states + column, left);
     }
   }
 
-  // Brings a token's row to the cache, this warp's slice of one tensor's a lane; lanes that differ by kUnitTokens have the
-  // same token.
-  __device__ void prefetch_row(int of_token) const {
-    const int which = lane / kUnitTokens, column = first_column - 8 * quad;
-    const void* data = which == 0 ? p.hidden : which == 1 ? p.state : which == 2 ? p.residual : nullptr;
-    const int64_t stride = which == 0 ? p.hidden_stride : which == 1 ? p.state_stride : p.residual_stride;
-    if (of_token < 0 || data == nullptr || column >= p.hidden_size) return;
-    const char* place = static_cast<const char*>(data) + (of_token * stride + column) * sizeof(T);
+  // Of kSampleColumns columns, two a lane of a quad. Wide rows have at least so many.
+  __device__ void load_samples(const T* hiddens, const T* residuals) {
+    static_assert(kSampleColumns == 8);
+    const T* const rows[2] = {hiddens, residuals};
 #pragma unroll
-    for (int line = 0; line < kSliceColumns * static_cast<int>(sizeof(T)); line += 128) {
-      prefetch(place + line);
+    for (int i = 0; i < 2; ++i) {
+      sample[i] = {};
+      if (i == 1 && p.residual == nullptr) continue;
+      if constexpr (kIsWide) {
+        sample[i] = *reinterpret_cast<const Pair<T>*>(rows[i] + 2 * quad);
+      } else {
+#pragma unroll
+        for (int j = 0; j < 2; ++j) {
+          if (2 * quad + j < p.hidden_size) sample[i].column[j] = rows[i][2 * quad + j];
+        }
+      }
     }
   }
 
   // A number near the row's mean, the same in all blocks: the mean of its first columns. Moments around it lose no
   // digits to a mean far from zero.
-  __device__ void sample_centre() {
-    const int64_t place = max(token, 0);
-    const T* first = static_cast<const T*>(p.hidden) + place * p.hidden_stride;
-    const T* second = static_cast<const T*>(p.residual) + place * p.residual_stride;
+  __device__ void find_centre() {
     float total = 0.0f;
 #pragma unroll
-    for (int column = 2 * quad; column < 2 * quad + 2; ++column) {
-      if (token < 0 || column >= p.hidden_size) continue;
-      total += to_float(first[column]);
-      if (p.residual != nullptr) total += to_float(second[column]);
-    }
+    for (int i = 0; i < 2; ++i) total += to_float(sample[i].column[0]) + to_float(sample[i].column[1]);
     centre = sum_quads(total) * reciprocal(min(kSampleColumns, p.hidden_size));
   }
 
@@ -563,6 +571,7 @@ struct Boundary {
   __device__ void reduce(bool is_fresh) {
     float sums[kInTiles][4] = {}, affine[kGateTiles][4] = {}, moments[2] = {};
     const bool has_norm = flags & kNorm;
+    if (has_norm) find_centre();
 #pragma unroll kUnrolled
     for (int group = 0; group < kGroups; ++group, next_group()) {
       float h[8];
@@ -860,34 +869,59 @@ __device__ inline int count_tiles(const BoundaryParams& p, int2 unused_or_last) 
 extern __shared__ __align__(16) char shared_memory[];
 #endif
 
-// The tiles of a cluster: a range, or one.
+// The units of a cluster, two a tile: a range, or one tile's.
 __device__ inline int2 find_range(const BoundaryParams& p) {
   const int cluster = blockIdx.x / p.num_blocks;
-  if (p.num_clusters >= p.num_tiles) return {cluster, cluster + 1};
-  const int used = count_tiles(p, read_tile(p, p.num_tiles - 1));
-  const int share = (used + p.num_clusters - 1) / p.num_clusters;
-  return {cluster * share, min((cluster + 1) * share, used)};
+  if (p.num_clusters >= p.num_tiles) return {2 * cluster, 2 * cluster + 2};
+  const int num_units = 2 * count_tiles(p, read_tile(p, p.num_tiles - 1));
+  const int share = (num_units + p.num_clusters - 1) / p.num_clusters;
+  return {cluster * share, min((cluster + 1) * share, num_units)};
 }
+
+// Brings the rows of a unit to the cache before it is their turn: a line of one tensor a lane.
+template <typename T>
+struct Prefetcher {
+  const char* columns;  // of the first row, or null
+  uint32_t num_bytes;   // between rows
+
+  // Lanes that differ by kUnitTokens have the same token.
+  __device__ Prefetcher(const BoundaryParams& p, int lane, int column) {
+    const int which = lane / kUnitTokens;
+    const void* data = which == 0 ? p.hidden : which == 1 ? p.state : which == 2 ? p.residual : nullptr;
+    const int64_t stride = which == 0 ? p.hidden_stride : which == 1 ? p.state_stride : p.residual_stride;
+    const bool is_inside = data != nullptr && column < p.hidden_size;
+    columns = is_inside ? static_cast<const char*>(data) + column * sizeof(T) : nullptr;
+    num_bytes = static_cast<uint32_t>(stride) * static_cast<uint32_t>(sizeof(T));
+  }
+
+  __device__ void ask(int token) const {
+    if (token < 0 || columns == nullptr) return;
+    const char* place = columns + static_cast<uint64_t>(num_bytes) * static_cast<uint32_t>(token);
+#pragma unroll
+    for (int line = 0; line < kSliceColumns * static_cast<int>(sizeof(T)); line += 128) {
+      prefetch(place + line);
+    }
+  }
+};
 
 template <typename T, int kGateTiles, int kRankTiles>
 __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>(), 2)
     boundary_fused_kernel(const __grid_constant__ BoundaryParams p) {
 #if __CUDA_ARCH__ >= 900  // elsewhere never launched
   Boundary<T, kGateTiles, kRankTiles, Part::kFused> work(p, shared_memory);
+  const Prefetcher<T> prefetcher(p, work.lane, work.first_column - 8 * work.quad);
   const int2 range = find_range(p);
   bool is_prepared = false, is_first = true;  // weights may be on their way while the previous kernel runs
-  int tile = range.x;
+  int unit = range.x;
 #pragma unroll 1
-  while (tile < range.y) {
+  while (unit < range.y) {
     const int2 all_flags = work.read_flags();
-    work.take_tile(read_tile(p, tile), all_flags);
-    if (work.flags == 0) {
-      ++tile;
-      continue;
-    }
+    work.take_tile(read_tile(p, unit / 2), all_flags);
     // The slot's tiles follow each other, and their tokens.
-    const int end = min(work.slot_end(), work.first_index + kTileTokens * (range.y - tile));
-    tile += (end - work.first_index + kTileTokens - 1) / kTileTokens;
+    const int first = work.first_index + kUnitTokens * (unit % 2);
+    const int end = min(work.slot_end(), first + kUnitTokens * (range.y - unit));
+    unit = 2 * (unit / 2 + (end - work.first_index + kTileTokens - 1) / kTileTokens);
+    if (work.flags == 0 || first >= end) continue;
     if (is_prepared) {
       __syncthreads();  // all warps have read the previous slot's weights
     } else {
@@ -896,21 +930,19 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
     is_prepared = true;
     work.fetch_weights();
     const int ahead = work.lane % kUnitTokens;
-    int now = work.read_token(work.first_index + ahead);
-    int next = work.read_token(work.first_index + kUnitTokens + ahead);
+    int now = work.read_token(first + ahead), next = work.read_token(first + kUnitTokens + ahead);
 #pragma unroll 1
-    for (int index = work.first_index; index < end; index += kUnitTokens) {
-      const bool is_fresh = index == work.first_index;
-      const int next_index = index + kUnitTokens;
+    for (int index = first; index < end; index += kUnitTokens) {
+      const bool is_fresh = index == first;
       work.take_unit(index, end, __shfl_sync(kAllLanes, now, work.row));
       if (is_first) {
         wait_for_previous_kernel();
         release_next_kernel();  // not before: what comes next may read what this kernel's predecessor wrote
       }
       if (is_fresh) work.load_rest(work.token);
-      work.prefetch_row(next);
-      now = next, next = work.read_token(next_index + kUnitTokens + ahead);
       work.load_hidden();
+      prefetcher.ask(next);
+      now = next, next = work.read_token(index + 2 * kUnitTokens + ahead);
       work.run_reduce(is_fresh);
       if (is_first) wait_for_cluster();  // all blocks have started, their barriers are ready
       is_first = false;
@@ -918,8 +950,10 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
       work.publish_reduced(is_fresh);
       work.wait_sums(0);
       work.run_update();
-      if (next_index < end) {
-        work.load_rest(work.pick_token(next_index, end, __shfl_sync(kAllLanes, now, work.row)));
+      // The next unit's rows come while this one's sums do.
+      if (index + kUnitTokens < end) {
+        const int of_row = __shfl_sync(kAllLanes, now, work.row);
+        work.load_rest(work.pick_token(index + kUnitTokens, end, of_row));
       }
       work.wait_sums(1);
       work.run_inject();

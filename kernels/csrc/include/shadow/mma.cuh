@@ -58,6 +58,12 @@ struct alignas(16) Octet {
   uint32_t word[2 * sizeof(T)];
 };
 
+// Two neighbouring columns of a row.
+template <typename T>
+struct alignas(2 * sizeof(T)) Pair {
+  T column[2];
+};
+
 __device__ inline void unpack(const Octet<__nv_bfloat16>& octet, float (&columns)[8]) {
 #pragma unroll
   for (int i = 0; i < 4; ++i) {

@@ -167,14 +167,15 @@ RANGE_SABOTAGE = {
         "if (is_prepared) {",
     ),
     "the tokens of the unit before": ("now = next, next =", "next ="),
-    "the state of the unit before": (
-        "work.load_rest(work.pick_token(next_index, end, __shfl_sync(kAllLanes, now, work.row)));",
-        "",
+    "the rows of the unit before": (
+        "work.hidden[group] = next_hidden[group];",
+        "(void)next_hidden;",
     ),
     "rows beyond the slot's last": (
-        "work.pick_token(next_index, end, __shfl_sync(kAllLanes, now, work.row))",
-        "__shfl_sync(kAllLanes, now, work.row)",
+        "work.pick_token(index + kUnitTokens, end, of_row)",
+        "of_row",
     ),
+    "a range's first half twice": ("kUnitTokens * (unit % 2)", "0"),
     "nobody waits for the first sums": (
         "work.wait_sums(0);\n      work.run_update",
         "work.run_update",
