@@ -1,4 +1,4 @@
-"""The boundary's CUDA cluster kernels on the CPU, under tests/support/cuda_emulator."""
+"""The boundary's CUDA kernels on the CPU, under tests/support/cuda_emulator."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from shadow_kernels.testing import BoundaryCase, assert_guards_intact, guarded
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 _DATA_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-Kernel = Literal["range", "unit", "token"]
+Kernel = Literal["range", "unit", "token", "parts"]
 _KERNELS: tuple[Kernel, ...] = get_args(Kernel)  # in the order of run_boundary.cpp
 
 
@@ -64,7 +64,8 @@ class Cut:
 
     Attributes:
         num_blocks: blocks of a cluster.
-        kernel: which one: a cluster takes a "range" of tiles, one "unit" or one "token".
+        kernel: which one: a cluster takes a "range" of tiles, one "unit" or one "token"; or the separate "parts", which
+            find num_blocks themselves.
         num_clusters: of the kernels for ranges.
         seed: of the order in which threads and copies get on.
     """

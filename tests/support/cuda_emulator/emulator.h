@@ -7,7 +7,6 @@
 
 #include <ucontext.h>
 
-#include <array>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -77,8 +76,7 @@ struct Block {
   int rank;
   std::vector<char> shared;
   std::vector<Warp> warps;
-  Gate gate;                   // of __syncthreads
-  std::array<Gate, 16> gates;  // with numbers
+  Gate gate;          // of __syncthreads
   int starts_at = 0;  // round
   std::map<const void*, Barrier> barriers;
 };

@@ -1,11 +1,14 @@
-// One call of the boundary's cluster kernels under emulator.h, for ctypes. With ONLY of one kernel for bf16 and up to 8
+// One call of the boundary's kernels under emulator.h, for ctypes. With ONLY of one kernel for bf16 and up to 8
 // gates alone, which compiles fast.
 #include "shadow/boundary.cuh"
 #include "shadow/boundary_token.cuh"
 
+#include <cmath>
+#include <vector>
+
 namespace {
 
-enum KernelIndex { kRange, kUnit, kToken };
+enum KernelIndex { kRange, kUnit, kToken, kParts };
 
 bool run_token(shadow::BoundaryParams params, uint32_t seed) {
   const int num_slices = (params.hidden_size + shadow::kSliceColumns - 1) / shadow::kSliceColumns;
@@ -39,8 +42,30 @@ bool run_range(shadow::BoundaryParams params, int num_clusters, uint32_t seed) {
   return emulator::launch(kernel, num_clusters, params.num_blocks, num_warps, bytes, seed);
 }
 
+// The three separate kernels, one behind the other, with scratch that holds NaN.
+template <typename T, int kGateTiles>
+bool run_parts(shadow::BoundaryParams params, uint32_t seed) {
+  using S = shadow::Shape<kGateTiles, 1>;
+  const int num_warps = shadow::kPartWarps, columns = num_warps * shadow::kSliceColumns;
+  params.num_clusters = params.num_tiles;
+  params.num_blocks = (params.hidden_size + columns - 1) / columns;
+  const size_t num_parts = 2 * static_cast<size_t>(params.num_tiles) * params.num_blocks;
+  std::vector<float> reduced(num_parts * S::kItems, NAN), projected(num_parts * S::kProjected, NAN);
+  params.reduced = reduced.data(), params.projected = projected.data();
+  const int bytes = shadow::shared_bytes<T, S>(num_warps, 0);
+  auto run_part = [&](auto kernel) {
+    auto part = [&] { kernel(params); };
+    return emulator::launch(part, params.num_tiles, params.num_blocks, num_warps, bytes, seed);
+  };
+  using shadow::Part;
+  return run_part(shadow::boundary_part_kernel<T, kGateTiles, 1, Part::kReduce>) &&
+         run_part(shadow::boundary_part_kernel<T, kGateTiles, 1, Part::kUpdate>) &&
+         run_part(shadow::boundary_part_kernel<T, kGateTiles, 1, Part::kInject>);
+}
+
 template <typename T, int kGateTiles>
 bool run(const shadow::BoundaryParams& params, int kernel, int num_clusters, uint32_t seed) {
+  if (kernel == kParts) return run_parts<T, kGateTiles>(params, seed);
   return kernel == kUnit ? run_unit<T, kGateTiles>(params, seed)
                          : run_range<T, kGateTiles>(params, num_clusters, seed);
 }

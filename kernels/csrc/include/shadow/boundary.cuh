@@ -18,7 +18,7 @@
 // share a multiprocessor instead of two.
 //
 // A kernel that runs for a few microseconds waits for its instructions as much as for its data, so the code is kept
-// short: loops that run twice are not unrolled, and odd rows are left to the separate kernels.
+// short: loops that run twice are unrolled in prefill only, and odd rows are left to the separate kernels.
 //
 // Legend: D hidden size, G gates of a branch (padded: kGates), R rank (padded: kRank), h base hidden, s shadow state,
 // u bottleneck, z its output, p projection. Lanes: row = lane / 4 is the token, quad = lane % 4 the octet of columns.
@@ -38,8 +38,8 @@ constexpr int kSliceColumns = 64;
 constexpr int kGroups = kSliceColumns / 32;
 constexpr int kPartWarps = 4;         // of a block of the separate kernels
 constexpr int kMostShared = 232448;   // bytes of a block where there are clusters
-constexpr int kSampleColumns = 8;  // two a lane of a quad
-constexpr int kPadBytes = 16;  // behind each weight row: rows start in different banks
+constexpr int kSampleColumns = 8;     // two a lane of a quad
+constexpr int kPadBytes = 16;         // behind each weight row: rows start in different banks
 constexpr int kWeightBarriers = 3, kSumBarriers = 2;  // of three parts' weights, of two sums
 constexpr int kBarrierBytes = (8 * (kWeightBarriers + kSumBarriers) + 15) / 16 * 16;
 constexpr float kNormEps = 1e-5f;
@@ -76,7 +76,7 @@ __host__ __device__ constexpr int row_bytes(int num_warps) {
 template <typename S>
 __host__ __device__ constexpr int sum_floats(int num_warps, int num_blocks) {
   return num_warps * S::kWarpSums + num_blocks * (S::kItems + S::kProjected) +
-         kUnitTokens * (S::kUnitStride + S::kProjectionStride);
+         kUnitTokens * (S::kUnitStride + S::kProjectionStride) + S::kAffine;
 }
 
 // Bytes of dynamic shared memory. The separate kernels keep what they receive in global memory: no blocks.
@@ -175,7 +175,10 @@ __device__ inline void store_octet(T* target, const float (&columns)[8], int num
   }
 }
 
-__device__ inline float sigmoid(float x) { return reciprocal(1.0f + power_of_two(-1.44269504f * x)); }
+constexpr float kOfExponent = -1.44269504f;  // exp(-x) = 2 ** (kOfExponent * x)
+
+__device__ inline float sigmoid_of_scaled(float x) { return reciprocal(1.0f + power_of_two(x)); }
+__device__ inline float sigmoid(float x) { return sigmoid_of_scaled(kOfExponent * x); }
 
 __device__ inline float activate(float u, bool is_gelu) {
   return is_gelu ? 0.5f * u * (1.0f + erff(u * 0.70710678f)) : u * sigmoid(u);
@@ -207,8 +210,10 @@ struct Boundary {
   int block_column, first_column;  // first of the block, and of this lane's first octet
   uint64_t* barriers;
   int parity, sums_parity;         // of the barriers' current phase
-  T *weights, *slice;              // shared rows of the block, and this warp's columns of them
+  T* weights;                      // shared rows of the block
+  const T *octets, *pairs, *vectors;  // of them this warp's columns, where read_row, read_row_pair and read_vector begin
   float *warp_sums, *units, *projection, *reduced, *projected;
+  float* shifts;                   // what the norm's weight and bias add to each bottleneck, of the slot
   // of the tile
   int slot, flags, first_index;
   // of the unit
@@ -225,7 +230,10 @@ struct Boundary {
     first_column = block_column + warp * kSliceColumns + 8 * quad;
     barriers = reinterpret_cast<uint64_t*>(shared);
     weights = reinterpret_cast<T*>(shared + kBarrierBytes);
-    slice = weights + warp * kSliceColumns;
+    const T* slice = weights + warp * kSliceColumns;
+    octets = kept(slice + spread(row) * row_stride + 8 * quad);
+    pairs = kept(slice + 2 * quad * row_stride + 4 * row);
+    vectors = kept(slice + 8 * quad);
     float* behind_weights = reinterpret_cast<float*>(weights + S::kRows * row_stride);
     if constexpr (kIsUnit) {
       reduced = behind_weights;
@@ -239,8 +247,15 @@ struct Boundary {
       projection = units + kUnitTokens * S::kUnitStride;
       reduced = projection + kUnitTokens * S::kProjectionStride;
       projected = reduced + p.num_blocks * S::kItems;
+      shifts = projected + p.num_blocks * S::kProjected;
     }
     slot = kNoAdapter, parity = 1, sums_parity = 1;
+  }
+
+  // In prefill the same few addresses are used again and again. Elsewhere registers are too few.
+  __device__ static const T* kept(const T* place) {
+    if constexpr (kPart == Part::kFused) return keep(place);
+    return place;
   }
 
   // A row of update_in, put to another use.
@@ -269,6 +284,8 @@ struct Boundary {
     flags = __shfl_sync(kAllLanes, slot < 32 ? all_flags.x : all_flags.y, slot & 31);
     if (slot >= 64) flags = p.flags[slot];
     if (slot < 0) flags = 0;
+    // All lanes have the same; said so that the compiler knows it.
+    flags = __reduce_or_sync(kAllLanes, flags), slot = __reduce_max_sync(kAllLanes, slot);
   }
 
   // Where the slot's tokens end.
@@ -484,17 +501,17 @@ struct Boundary {
 
   // Row `row` from first_row on, this lane's octet.
   __device__ void read_row(int first_row, int group, Weights& words) const {
-    split_weights(read_octet(slice + (first_row + spread(row)) * row_stride + 32 * group + 8 * quad), words);
+    split_weights(read_octet(octets + first_row * row_stride + 32 * group), words);
   }
 
   // Row pair 2 quad, 2 quad + 1 from first_row on, four columns of it.
   __device__ void read_row_pair(int first_row, int group, Weights& words) const {
-    const T* rows = slice + (first_row + 2 * quad) * row_stride + 32 * group + 4 * row;
+    const T* rows = pairs + first_row * row_stride + 32 * group;
     pair_rows(rows, rows + row_stride, words);
   }
 
   __device__ void read_vector(int weight_row, int group, float (&columns)[8]) const {
-    unpack(read_octet(slice + weight_row * row_stride + 32 * group + 8 * quad), columns);
+    unpack(read_octet(vectors + weight_row * row_stride + 32 * group), columns);
   }
 
   // ---- activations
@@ -550,7 +567,7 @@ struct Boundary {
     centre = sum_quads(total) * reciprocal(min(kSampleColumns, p.hidden_size));
   }
 
-  // Each part's loop over the groups is not unrolled; it works on octet 0, and they change places at its end.
+  // Each part's loop over the groups works on octet 0, and they change places at its end: it need not be unrolled.
   __device__ void next_group() { swap(hidden), swap(residual), swap(state); }
 
   __device__ static void swap(Octet<T> (&octets)[kGroups]) {
@@ -612,7 +629,7 @@ struct Boundary {
   // The norm's weight and bias as two tokens of their own: what a shift of the mean and the bias add to each row.
   __device__ void read_norm(int group, Weights& words) const {
     Octet<T> octet{};
-    if (row < 2) octet = read_octet(slice + (S::kNormWeight + row) * row_stride + 32 * group + 8 * quad);
+    if (row < 2) octet = read_octet(vectors + (S::kNormWeight + row) * row_stride + 32 * group);
     split_weights(octet, words);
   }
 
@@ -695,29 +712,43 @@ struct Boundary {
 
   // ---- update: the new state, and its discrepancy's projection over the slice
 
-  // One value a thread: u = act(bottleneck), for all tokens and both branches.
-  __device__ void find_units() {
-    const float part_of_row = reciprocal(p.hidden_size);
+  // One value a thread: u = act(bottleneck), for all tokens and both branches, the gate's times kOfExponent: once a token
+  // instead of once a column.
+  __device__ void find_units(bool is_fresh) {
+    constexpr int kUnits = 2 * S::kGates;
 #pragma unroll 1
-    for (int i = threadIdx.x; i < num_tokens * 2 * S::kGates; i += 32 * num_warps) {
-      const int unit = i % (2 * S::kGates), of_token = S::kAffine + i / (2 * S::kGates) * S::kReduced;
-      const int moments = of_token + 2 * S::kGates;
-      float totals[5];
-      sum_blocks(reduced, S::kItems,
-                 {of_token + unit, moments, moments + 1, unit, 2 * S::kGates + unit}, totals);
-      float u = totals[0];
-      if (flags & kNorm) {
-        const float mean = totals[1] * part_of_row;
-        const float variance = fmaxf(totals[2] * part_of_row - mean * mean, 0.0f);
-        u = (u - mean * totals[3]) * rsqrtf(variance + kNormEps) + totals[4];
+    for (int i = threadIdx.x; i < kUnits * num_tokens; i += 32 * num_warps) {
+      const int unit = i % kUnits, of_token = i / kUnits;
+      const int first = S::kAffine + of_token * S::kReduced, moments = first + kUnits;
+      float sums[3], shift[2];
+      if (kPart != Part::kFused || is_fresh) {
+        float all[5];
+        sum_blocks(reduced, S::kItems, {first + unit, moments, moments + 1, unit, kUnits + unit}, all);
+        sums[0] = all[0], sums[1] = all[1], sums[2] = all[2], shift[0] = all[3], shift[1] = all[4];
+        if (kPart == Part::kFused) reinterpret_cast<float2*>(shifts)[unit] = {shift[0], shift[1]};
+      } else {
+        sum_blocks(reduced, S::kItems, {first + unit, moments, moments + 1}, sums);
+        const float2 kept_shift = reinterpret_cast<const float2*>(shifts)[unit];
+        shift[0] = kept_shift.x, shift[1] = kept_shift.y;
       }
-      const int branch = unit / S::kGates, gate = unit % S::kGates;
-      if ((flags & kBias) && gate < p.gate_size) {
-        u += to_float(slot_rows(p.update_in_bias)[branch * p.gate_size + gate]);
-      }
-      units[i / (2 * S::kGates) * S::kUnitStride + unit] = activate(u, flags & kGelu);
+      const float u = activate(find_bottleneck(unit, sums, shift), flags & kGelu);
+      units[of_token * S::kUnitStride + unit] = unit < S::kGates ? u : kOfExponent * u;
     }
     __syncthreads();
+  }
+
+  // From a token's sum and moments, and what the norm's weight and bias add.
+  __device__ float find_bottleneck(int unit, const float (&sums)[3], const float (&shift)[2]) const {
+    float u = sums[0];
+    if (flags & kNorm) {
+      const float part_of_row = reciprocal(p.hidden_size);
+      const float mean = sums[1] * part_of_row;
+      const float variance = fmaxf(sums[2] * part_of_row - mean * mean, 0.0f);
+      u = (u - mean * shift[0]) * rsqrtf(variance + kNormEps) + shift[1];
+    }
+    const int branch = unit / S::kGates, gate = unit % S::kGates;
+    if (!(flags & kBias) || gate >= p.gate_size) return u;
+    return u + to_float(slot_rows(p.update_in_bias)[branch * p.gate_size + gate]);
   }
 
   // Left operand of a product with row pairs: two inner values of this lane's token.
@@ -727,7 +758,7 @@ struct Boundary {
     split(pair.x, pair.y, words);
   }
 
-  // z = u @ update_out + bias of both branches for 32 columns: z[j][0..1] transform, z[j][2..3] gate.
+  // z = u @ update_out + bias of both branches for 32 columns: z[j][0..1] transform, z[j][2..3] gate times kOfExponent.
   __device__ void expand(int group, const Inner (&transform)[kGateTiles],
                          const Inner (&gate)[kGateTiles], float (&z)[4][4]) const {
 #pragma unroll
@@ -744,7 +775,7 @@ struct Boundary {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       z[j][0] += bias[0][j], z[j][1] += bias[0][4 + j];
-      z[j][2] += bias[1][j], z[j][3] += bias[1][4 + j];
+      z[j][2] += kOfExponent * bias[1][j], z[j][3] += kOfExponent * bias[1][4 + j];
     }
   }
 
@@ -767,7 +798,7 @@ struct Boundary {
         expand(group, transform, gate, z);
 #pragma unroll
         for (int i = 0; i < 8; ++i) {
-          s[i] += sigmoid(z[i % 4][2 + i / 4]) * (z[i % 4][i / 4] - s[i]);
+          s[i] += sigmoid_of_scaled(z[i % 4][2 + i / 4]) * (z[i % 4][i / 4] - s[i]);
         }
         store_octet<kIsWide>(state_row + 32 * group, s, columns_left(group));
       }
@@ -841,8 +872,8 @@ struct Boundary {
     publish(reduced, S::kItems, begin, end, flags & kUpdate, 0);
   }
 
-  __device__ void run_update() {
-    if (flags & kUpdate) find_units();
+  __device__ void run_update(bool is_fresh) {
+    if (flags & kUpdate) find_units(is_fresh);
     wait_weights(1);
     update();
     publish(projected, S::kProjected, 0, num_tokens * S::kRank, flags & kInject, 1);
@@ -917,6 +948,7 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
   while (unit < range.y) {
     const int2 all_flags = work.read_flags();
     work.take_tile(read_tile(p, unit / 2), all_flags);
+    if (work.slot < 0) break;  // the step has no more tiles
     // The slot's tiles follow each other, and their tokens.
     const int first = work.first_index + kUnitTokens * (unit % 2);
     const int end = min(work.slot_end(), first + kUnitTokens * (range.y - unit));
@@ -949,7 +981,7 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
       work.sums_parity ^= 1;
       work.publish_reduced(is_fresh);
       work.wait_sums(0);
-      work.run_update();
+      work.run_update(is_fresh);
       // The next unit's rows come while this one's sums do.
       if (index + kUnitTokens < end) {
         const int of_row = __shfl_sync(kAllLanes, now, work.row);
@@ -1003,7 +1035,7 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
   work.sums_parity = 0;
   work.publish_reduced(true);
   work.wait_sums(0);
-  work.run_update();
+  work.run_update(true);
   work.wait_sums(1);
   work.run_inject();
 #endif
@@ -1027,7 +1059,7 @@ __global__ void __launch_bounds__(32 * kPartWarps)
       work.run_reduce(true);
       work.publish_reduced(true);
     } else if constexpr (kPart == Part::kUpdate) {
-      work.run_update();
+      work.run_update(true);
     } else {
       work.run_inject();
     }

@@ -9,6 +9,14 @@ __device__ inline uint32_t shared_address(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
+// The same place in shared memory, in a register: the compiler no longer knows how to find it anew at every use.
+template <typename T>
+__device__ inline T* keep(T* place) {
+  uint32_t address = shared_address(place);
+  asm volatile("" : "+r"(address));
+  return static_cast<T*>(__cvta_shared_to_generic(address));
+}
+
 // Asks for a line to be brought to the L2 cache.
 __device__ inline void prefetch(const void* place) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(place));

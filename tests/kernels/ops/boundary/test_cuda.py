@@ -87,6 +87,15 @@ def test_more_tiles_than_run_at_once(popularity):
     check(make_case(popularity, 3000, hidden_size=4096, dtype=torch.bfloat16))
 
 
+@pytest.mark.parametrize("num_tokens", [209, 300, 449, 600])
+@pytest.mark.parametrize("popularity", ["distinct", "skewed"])
+def test_numbers_of_tokens_around_the_unit_kernel_s_end(popularity, num_tokens):
+    """There a cluster of the range kernel may have a tile that the step does not use, or begin in the middle of one."""
+    check(
+        make_case(popularity, num_tokens, num_adapter_slots=32, hidden_size=4096, dtype=torch.bfloat16)
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("flags", range(32))
 def test_every_combination_of_flags(flags):
     check(make_case("distinct", 5, hidden_size=136, flags=[flags]))

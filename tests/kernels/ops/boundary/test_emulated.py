@@ -1,4 +1,4 @@
-"""The CUDA cluster kernels of `boundary_`, run on the CPU thread by thread, against the oracle."""
+"""The CUDA kernels of `boundary_`, run on the CPU thread by thread, against the oracle."""
 
 import itertools
 import shutil
@@ -9,6 +9,7 @@ import torch
 
 from emulated_boundary import Cut, compile_emulator, run_emulated
 from shadow_kernels.build import find_sources
+from shadow_kernels.segments import max_tiles
 from shadow_kernels.testing import (
     MIXED_FLAGS,
     PAPER_FLAGS,
@@ -21,7 +22,7 @@ from shadow_kernels.testing import (
 
 NUM_SLOTS = 7
 TILE_KERNELS = ("range", "unit")
-KERNELS = (*TILE_KERNELS, "token")
+KERNELS = (*TILE_KERNELS, "token", "parts")
 TOKEN_SIZES = [
     (512, 8, 16, 2),
     (328, 5, 9, 2),
@@ -56,7 +57,7 @@ def test_the_token_kernel_takes_every_size(
     check(library, case, Cut(num_blocks, "token"))
 
 
-@pytest.mark.parametrize("kernel", TILE_KERNELS)
+@pytest.mark.parametrize("kernel", [*TILE_KERNELS, "parts"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
     ("hidden_size", "gate_size", "rank", "num_blocks"),
@@ -68,6 +69,17 @@ def test_every_dtype_and_size(library, kernel, dtype, hidden_size, gate_size, ra
         slots, hidden_size=hidden_size, gate_size=gate_size, rank=rank, dtype=dtype, flags=MIXED_FLAGS
     )  # fmt: skip
     check(library, case, Cut(num_blocks, kernel, num_clusters=2))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize("hidden_size", [1, 48, 130, 1001])
+def test_the_separate_kernels_take_any_row(library, hidden_size, dtype):
+    slots = popularity_slots("uniform", 21, NUM_SLOTS, seed=1)
+    case = make_case(
+        slots, hidden_size=hidden_size, gate_size=10, rank=9, dtype=dtype, flags=MIXED_FLAGS,
+        has_residual=hidden_size != 130,
+    )  # fmt: skip
+    check(library, case, Cut(0, "parts"))
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -120,6 +132,21 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_and_under_any_timing(library
     assert_same_bits(state[:1], expected[1][token : token + 1], "a row of state")
 
 
+def test_a_cluster_for_every_tile_that_a_step_can_have(library):
+    """What the device is given between the unit kernel's end and more tiles than run at once."""
+    slots = popularity_slots("uniform", 75, NUM_SLOTS, seed=1)
+    case = make_case(slots, flags=MIXED_FLAGS)
+    num_tiles = max_tiles(len(case.hidden), NUM_SLOTS)
+    assert int(case.segments.host_counts[1]) < num_tiles
+    check(library, case, Cut(2, "range", num_clusters=num_tiles))
+
+
+@pytest.mark.parametrize("num_clusters", [5, 7, 11])
+def test_ranges_that_begin_in_the_middle_of_a_tile(library, num_clusters):
+    case = make_case(popularity_slots("skewed", 150, NUM_SLOTS, seed=1), flags=MIXED_FLAGS)
+    check(library, case, Cut(2, "range", num_clusters=num_clusters))
+
+
 SABOTAGE = {
     "nobody waits for the first sums": ("work.wait_sums(0);\n  work.run_update", "work.run_update"),
     "nobody waits for the second sums": (
@@ -167,13 +194,13 @@ RANGE_SABOTAGE = {
         "if (is_prepared) {",
     ),
     "the tokens of the unit before": ("now = next, next =", "next ="),
-    "the rows of the unit before": (
-        "work.hidden[group] = next_hidden[group];",
-        "(void)next_hidden;",
+    "residual and state of the unit before": (
+        "work.load_rest(work.pick_token(index + kUnitTokens, end, of_row));",
+        "",
     ),
-    "rows beyond the slot's last": (
-        "work.pick_token(index + kUnitTokens, end, of_row)",
-        "of_row",
+    "the norm's shift of the slot before": (
+        "if (kPart != Part::kFused || is_fresh)",
+        "if (first_index < 8)",
     ),
     "a range's first half twice": ("kUnitTokens * (unit % 2)", "0"),
     "nobody waits for the first sums": (
@@ -184,8 +211,19 @@ RANGE_SABOTAGE = {
         "work.wait_sums(1);\n      work.run_inject",
         "work.run_inject",
     ),
-    "rows read where they were not put": ("first_row + spread(row)", "first_row + row"),
+    "rows read where they were not put": ("kept(slice + spread(row)", "kept(slice + row"),
     "padding cleared where it is not": ("r / 8 * 8 + spread_back(r % 8)", "r"),
+}
+
+
+PARTS_SABOTAGE = {
+    "vectors left out": ("        copy_row(place, source);", ""),
+    "first halves only": ("half < 2 && work.take_half", "half < 1 && work.take_half"),
+    "both halves in one scratch": (
+        "(2 * static_cast<int64_t>(tile) + half)",
+        "(2 * static_cast<int64_t>(tile))",
+    ),
+    "the gate not scaled": ("unit < S::kGates ? u : kOfExponent * u", "u"),
 }
 
 
@@ -210,10 +248,10 @@ TOKEN_SABOTAGE = {
 }
 
 
-def first_failure(library, case, kernel):
+def first_failure(library, cases, kernel):
     """Run under several timings; raise what the first wrong one raises."""
-    for seed in range(8):
-        check(library, case, Cut(2, kernel, seed=seed))
+    for seed, case in itertools.product(range(8), cases):
+        check(library, case, Cut(2, kernel, num_clusters=1 + seed, seed=seed))
 
 
 def is_seen(tmp_path, kernel, header, right, wrong):
@@ -225,9 +263,10 @@ def is_seen(tmp_path, kernel, header, right, wrong):
     assert right in text
     path.write_text(text.replace(right, wrong))
     library = compile_emulator(tmp_path, sources, only=kernel)
-    case = make_case(popularity_slots("skewed", 40, NUM_SLOTS, seed=1))
+    slots = popularity_slots("skewed", 40, NUM_SLOTS, seed=1)
+    cases = [make_case(slots), make_case(slots, hidden_size=328, gate_size=5, rank=9)]
     with pytest.raises(AssertionError):
-        first_failure(library, case, kernel)
+        first_failure(library, cases, kernel)
 
 
 @pytest.mark.slow
@@ -246,3 +285,9 @@ def test_sabotage_of_the_range_kernel_is_seen(tmp_path, sabotage):
 @pytest.mark.parametrize("sabotage", TOKEN_SABOTAGE)
 def test_sabotage_of_the_token_kernel_is_seen(tmp_path, sabotage):
     is_seen(tmp_path, "token", "boundary_token.cuh", *TOKEN_SABOTAGE[sabotage])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", PARTS_SABOTAGE)
+def test_sabotage_of_the_separate_kernels_is_seen(tmp_path, sabotage):
+    is_seen(tmp_path, "parts", "boundary.cuh", *PARTS_SABOTAGE[sabotage])

@@ -7,14 +7,15 @@ inline emulator::Barrier& barrier_at(void* place) {
   return emulator::current->block->barriers[place];
 }
 
+template <typename T>
+T* keep(T* place) {
+  return place;
+}
+
 inline void prefetch(const void*) {}
 
 inline void store_words(uint4* place, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
   *place = {x, y, z, w};
-}
-
-inline void sync_threads(int barrier, int num_threads) {
-  emulator::pass(emulator::current->block->gates.at(barrier), num_threads);
 }
 
 inline uint4 read_once(const void* place, bool is_used) {
