@@ -36,10 +36,11 @@ constexpr int kTileTokens = 16;
 constexpr int kUnitTokens = 8;
 constexpr int kSliceColumns = 64;
 constexpr int kGroups = kSliceColumns / 32;
-constexpr int kPartWarps = 4;         // of a block of the separate kernels
-constexpr int kMostShared = 232448;   // bytes of a block where there are clusters
-constexpr int kSampleColumns = 8;     // two a lane of a quad
-constexpr int kPadBytes = 16;         // behind each weight row: rows start in different banks
+constexpr int kPartWarps = 4;          // of a block of the separate kernels
+constexpr int kMostShared = 232448;    // bytes of a block where there are clusters
+constexpr int kReservedShared = 1024;  // that every block takes besides
+constexpr int kSampleColumns = 8;      // two a lane of a quad
+constexpr int kPadBytes = 16;          // behind each weight row: rows start in different banks
 constexpr int kWeightBarriers = 3, kSumBarriers = 2;  // of three parts' weights, of two sums
 constexpr int kBarrierBytes = (8 * (kWeightBarriers + kSumBarriers) + 15) / 16 * 16;
 constexpr float kNormEps = 1e-5f;
@@ -90,6 +91,13 @@ constexpr int shared_bytes(int num_warps, int num_blocks) {
 template <typename T, typename S>
 __host__ __device__ constexpr int cluster_warps() {
   return S::kRows * row_bytes<T>(8) + 4 * sum_floats<S>(8, 8) + kBarrierBytes <= kMostShared ? 8 : 4;
+}
+
+// Blocks of the range kernel on a multiprocessor; where shared memory takes one only, a thread has twice the registers.
+template <typename T, typename S>
+constexpr int range_blocks() {
+  constexpr int kOfBlock = shared_bytes<T, S>(cluster_warps<T, S>(), 8) + kReservedShared;
+  return 2 * kOfBlock <= kMostShared + kReservedShared ? 2 : 1;
 }
 
 // Which of update_in's rows hold what while a unit kernel updates and injects. A warp's sums lie in its own columns of
@@ -936,7 +944,8 @@ struct Prefetcher {
 };
 
 template <typename T, int kGateTiles, int kRankTiles>
-__global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>(), 2)
+__global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>(),
+                                  range_blocks<T, Shape<kGateTiles, kRankTiles>>())
     boundary_fused_kernel(const __grid_constant__ BoundaryParams p) {
 #if __CUDA_ARCH__ >= 900  // elsewhere never launched
   Boundary<T, kGateTiles, kRankTiles, Part::kFused> work(p, shared_memory);
