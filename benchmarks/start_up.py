@@ -92,7 +92,7 @@ class Starter:
     def start(self, engine: str, caches: str) -> Start:
         """Start an engine, "cold" with a new folder for what is compiled or "warm" with its own, and stop it."""
         log = self._logs / f"{engine}-{caches}.log"
-        contestant = Contestant(self._job(engine, log, self._work / f"caches-{engine}"), 1, 2)
+        contestant = Contestant(self._job(engine, log, self._work / f"caches-{engine}"), 2)
         try:
             seconds = contestant.wait_until_ready()
         finally:

@@ -1,6 +1,7 @@
 """Verify `boundary_` against the oracle at every shape, then time its backends side by side. Prints JSON lines.
 
     PYTHONPATH=kernels python kernels/benchmarks/boundary.py [--output FILE] [--backends triton cuda] [--quick]
+                                                             [--layout slots|layers]
 
 Three times a shape, all inside CUDA graphs over many layers' weights, more than the cache holds, so that weights come
 from memory as in a step:
@@ -8,8 +9,8 @@ from memory as in a step:
     alone_us    launches of the operator one behind the other; a launch that overlaps its predecessor looks better
     beside_us   what the operator adds to a chain of dense products that write its `hidden`, one before each launch;
                 launch and drain included
-    layer_us    the same with 0.4 GB of products in between, as in a step: what a step leaves of the operator in the
-                cache, lists and instructions, is left here
+    layer_us    the same with 0.4 GB of products in between, other ones each time, as in a step: what a step leaves of
+                the operator in caches (lists, instructions, addresses of pages) is left here
 
 Percent is of the bandwidth of a large device copy, counted over the bytes that an ideal operator moves.
 """
@@ -115,14 +116,15 @@ def time_graph(body: Callable[[int], object], num_calls: int) -> float:
     return statistics.median(times[5:])
 
 
-def make_layers(shape: Shape, num_layers: int) -> list[BoundaryWeights]:
-    """Return weights as the server holds them: views per layer into (slots, layers, ...) storage."""
+def make_layers(shape: Shape, num_layers: int, layout: str = "slots") -> list[BoundaryWeights]:
+    """Return views per layer into (slots, layers, ...) storage, which the server has, or (layers, slots, ...)."""
     num_slots, D = shape.num_adapters, shape.hidden_size  # noqa: N806
     update = (2, shape.gate_size, D)
 
     def stack(*dims: int) -> torch.Tensor:
-        size = (num_slots, num_layers, *dims)
-        return torch.randn(size, device=DEVICE, dtype=shape.dtype) * 0.02
+        first = (num_slots, num_layers) if layout == "slots" else (num_layers, num_slots)
+        storage = torch.randn(*first, *dims, device=DEVICE, dtype=shape.dtype) * 0.02
+        return storage if layout == "slots" else storage.transpose(0, 1)
 
     stacks = [stack(*update), stack(*update[:2]), stack(*update), stack(2, D)]
     stacks += [stack(shape.rank, D), stack(shape.rank, D)]
@@ -135,29 +137,36 @@ def make_layers(shape: Shape, num_layers: int) -> list[BoundaryWeights]:
     ]
 
 
-def measure(shape: Shape, backends: list[Backend]) -> dict[str, dict[str, float]]:
+def make_dense(shape: Shape, num_layers: int) -> torch.Tensor:
+    """Return the products' weights of as many layers as half of the free memory holds."""
+    product_bytes = shape.hidden_size * shape.row_bytes
+    num_products = max(NUM_BESIDE, LAYER_BYTES // product_bytes)
+    free = torch.cuda.mem_get_info()[0] // 2
+    num_sets = max(1, min(num_layers, free // (num_products * product_bytes)))
+    size = (num_sets, num_products, shape.hidden_size, shape.hidden_size)
+    return torch.empty(size, device=DEVICE, dtype=shape.dtype).normal_(0.0, 0.02)
+
+
+def measure(shape: Shape, backends: list[Backend], layout: str) -> dict[str, dict[str, float]]:
     """Return backend to its three times in microseconds."""
     num_layers = max(4, min(MAX_GRAPH_CALLS, ROTATION_BYTES // shape.weight_bytes))
-    layers = make_layers(shape, num_layers)
+    layers = make_layers(shape, num_layers, layout)
     segments = StepSegments(shape.num_tokens, shape.num_adapters, DEVICE)
     segments.fill((np.arange(shape.num_tokens) % shape.num_adapters).astype(np.int32))
     size = (shape.num_tokens, shape.hidden_size)
     hidden, residual, state, x = (
         torch.randn(size, device=DEVICE).to(shape.dtype) for _ in range(4)
     )
-    product_bytes = shape.hidden_size * shape.row_bytes
-    num_products = max(NUM_BESIDE, LAYER_BYTES // product_bytes)
-    dense = torch.randn(num_products, shape.hidden_size, shape.hidden_size, device=DEVICE)
-    dense = dense.mul_(0.02).to(shape.dtype)
+    num_layer_calls = min(num_layers, MAX_LAYER_CALLS)
+    dense = make_dense(shape, num_layer_calls)
 
     def base(call: int) -> None:
-        torch.mm(x, dense[call % NUM_BESIDE], out=hidden)
+        torch.mm(x, dense[0, call % NUM_BESIDE], out=hidden)
 
-    def layer(_: int) -> None:
-        for product in dense:
+    def layer(call: int) -> None:
+        for product in dense[call % len(dense)]:
             torch.mm(x, product, out=hidden)
 
-    num_layer_calls = min(num_layers, MAX_LAYER_CALLS)
     base_us, layer_us = time_graph(base, num_layers), time_graph(layer, num_layer_calls)
     times = {}
     for backend in backends:
@@ -204,12 +213,14 @@ def environment(commit: str) -> dict[str, object]:
     }  # fmt: skip
 
 
-def row_of(shape: Shape, backends: list[Backend], bytes_per_us: float) -> dict[str, object]:
+def row_of(
+    shape: Shape, backends: list[Backend], bytes_per_us: float, layout: str
+) -> dict[str, object]:
     """Return one result: sizes, the ideal time, and for each backend error, times and percent of bandwidth."""
     row: dict[str, object] = {**asdict(shape), "dtype": str(shape.dtype).removeprefix("torch.")}
     ideal = shape.moved_bytes / bytes_per_us
     errors = {backend: verify(shape, backend) for backend in backends}
-    for backend, times in measure(shape, backends).items():
+    for backend, times in measure(shape, backends, layout).items():
         row[backend] = {
             "worst_row_error": float(f"{errors[backend]:.2e}"),  # type: ignore[index]
             **times,
@@ -226,14 +237,22 @@ def main() -> int:
     parser.add_argument("--commit", default="unknown", help="what is measured")
     parser.add_argument("--tokens", nargs="+", type=int, help="only shapes of these many tokens")
     parser.add_argument("--quick", action="store_true", help="the shapes of Qwen3-8B only")
+    parser.add_argument(
+        "--layout",
+        choices=["slots", "layers"],
+        default="slots",
+        help="outermost dimension of weights",
+    )
     options = parser.parse_args()
-    facts = environment(options.commit)
+    facts = environment(options.commit) | {"layout": options.layout}
     print(json.dumps(facts), flush=True)
     rows = []
     for shape in SHAPES[:NUM_MAIN_SHAPES] if options.quick else SHAPES:
         if options.tokens and shape.num_tokens not in options.tokens:
             continue
-        rows.append(row_of(shape, options.backends, facts["copy_gb_per_second"] * 1e3))  # type: ignore[operator]
+        rows.append(
+            row_of(shape, options.backends, facts["copy_gb_per_second"] * 1e3, options.layout)
+        )  # type: ignore[operator]
         print(json.dumps(rows[-1]), flush=True)
     if options.output:
         document = {"environment": facts, "rows": rows}
