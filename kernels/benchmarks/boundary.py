@@ -246,13 +246,12 @@ def main() -> int:
     options = parser.parse_args()
     facts = environment(options.commit) | {"layout": options.layout}
     print(json.dumps(facts), flush=True)
+    bytes_per_us = facts["copy_gb_per_second"] * 1e3  # type: ignore[operator]
     rows = []
     for shape in SHAPES[:NUM_MAIN_SHAPES] if options.quick else SHAPES:
         if options.tokens and shape.num_tokens not in options.tokens:
             continue
-        rows.append(
-            row_of(shape, options.backends, facts["copy_gb_per_second"] * 1e3, options.layout)
-        )  # type: ignore[operator]
+        rows.append(row_of(shape, options.backends, bytes_per_us, options.layout))
         print(json.dumps(rows[-1]), flush=True)
     if options.output:
         document = {"environment": facts, "rows": rows}

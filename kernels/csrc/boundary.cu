@@ -189,11 +189,11 @@ bool is_capturing(cudaStream_t stream) {
          status == cudaStreamCaptureStatusActive;
 }
 
-// Whether the bytes of every stride fit the 32 bits that the token kernel counts them in.
-bool has_short_strides(const BoundaryParams& p) {
+// Whether the bytes between slots fit the 32 bits that the token kernel counts them in; those between rows do where they
+// are wide (binding.cpp).
+bool has_near_slots(const BoundaryParams& p) {
   constexpr int64_t kMost = (int64_t{1} << 32) / static_cast<int64_t>(sizeof(__nv_bfloat16));
   const int64_t strides[] = {
-      p.hidden_stride,           p.residual_stride,           p.state_stride,
       p.norm_weight.slot_stride, p.norm_bias.slot_stride,     p.update_in.slot_stride,
       p.update_out.slot_stride,  p.update_in_bias.slot_stride, p.update_out_bias.slot_stride,
       p.down.slot_stride,        p.up.slot_stride};
@@ -211,7 +211,7 @@ struct ClusterLaunch {
 ClusterLaunch choose_launch(const Instance& instance, const BoundaryParams& params,
                             const BoundaryPlan& plan) {
   const int num_tokens = params.num_tokens, num_units = 2 * params.num_tiles;
-  if (num_tokens <= kMaxTokens && has_short_strides(params)) {
+  if (num_tokens <= kMaxTokens && has_near_slots(params)) {
     if (num_tokens <= kFewTokens && plan.few_tokens.resident > 0) {
       return {instance.few_tokens, num_tokens, plan.few_tokens};
     }

@@ -27,7 +27,7 @@ struct BoundaryPlan {
   bool is_fused;                  // one cluster kernel; otherwise three kernels with scratch
   ClusterPlan few_tokens, tokens;  // a token a cluster, for few tokens and for more
   ClusterPlan units;               // up to 8 tokens of one slot a cluster
-  ClusterPlan fused;               // a range of tiles a cluster
+  ClusterPlan fused;               // a range of units a cluster
   PartPlan parts;
 };
 

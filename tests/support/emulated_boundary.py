@@ -64,7 +64,7 @@ class Cut:
 
     Attributes:
         num_blocks: blocks of a cluster.
-        kernel: which one: a cluster takes a "range" of tiles, one "unit" or one "token"; or the separate "parts", which
+        kernel: which one: a cluster takes a "range" of units, one "unit" or one "token"; or the separate "parts", which
             find num_blocks themselves.
         num_clusters: of the kernels for ranges.
         seed: of the order in which threads and copies get on.

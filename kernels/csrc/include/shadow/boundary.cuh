@@ -13,7 +13,7 @@
 // read the first ones, and the same with first and second exchanged: so one buffer for each is enough.
 // On devices without clusters the three parts are three kernels and the sums cross through global scratch.
 //
-// In prefill a cluster takes a range of tiles, unit by unit. Decode has no next unit, so there a cluster takes one (kUnit).
+// In prefill a cluster takes a range of units. Decode has no next unit, so there a cluster takes one (kUnit).
 // Then nobody needs update_in once its product is done, and what is summed takes its place: with 8 gates three blocks
 // share a multiprocessor instead of two.
 //
@@ -82,7 +82,7 @@ __host__ __device__ constexpr int sum_floats(int num_warps, int num_blocks) {
 
 // Bytes of dynamic shared memory. The separate kernels keep what they receive in global memory: no blocks.
 template <typename T, typename S>
-constexpr int shared_bytes(int num_warps, int num_blocks) {
+__host__ __device__ constexpr int shared_bytes(int num_warps, int num_blocks) {
   return kBarrierBytes + S::kRows * row_bytes<T>(num_warps) + 4 * sum_floats<S>(num_warps, num_blocks);
 }
 
@@ -90,7 +90,7 @@ constexpr int shared_bytes(int num_warps, int num_blocks) {
 // where a row of 4096 columns would not fit eight blocks.
 template <typename T, typename S>
 __host__ __device__ constexpr int cluster_warps() {
-  return S::kRows * row_bytes<T>(8) + 4 * sum_floats<S>(8, 8) + kBarrierBytes <= kMostShared ? 8 : 4;
+  return shared_bytes<T, S>(8, 8) <= kMostShared ? 8 : 4;
 }
 
 // Blocks of the range kernel on a multiprocessor; where shared memory takes one only, a thread has twice the registers.
@@ -206,12 +206,13 @@ struct Boundary {
   using Inner = uint32_t[Split<T>::kActivationParts];
   using R = Reuse<T, S>;
   static constexpr bool kIsUnit = kPart == Part::kUnit;
-  static constexpr bool kIsFused = kPart == Part::kFused || kIsUnit;
+  static constexpr bool kIsRange = kPart == Part::kFused;
+  static constexpr bool kIsFused = kIsRange || kIsUnit;
   static constexpr bool kIsWide = kIsFused;
   static constexpr int num_warps = kIsFused ? cluster_warps<T, S>() : kPartWarps;
   static constexpr int row_stride = row_bytes<T>(num_warps) / sizeof(T);  // of the shared rows
   static constexpr int kInTiles = 2 * kGateTiles, kDownTiles = 2 * kRankTiles;  // of 8 rows
-  static constexpr int kUnrolled = kIsFused && !kIsUnit ? kGroups : 1;
+  static constexpr int kUnrolled = kIsRange ? kGroups : 1;
 
   const BoundaryParams& p;
   int lane, row, quad, warp, block;
@@ -262,7 +263,7 @@ struct Boundary {
 
   // In prefill the same few addresses are used again and again. Elsewhere registers are too few.
   __device__ static const T* kept(const T* place) {
-    if constexpr (kPart == Part::kFused) return keep(place);
+    if constexpr (kIsRange) return keep(place);
     return place;
   }
 
@@ -528,7 +529,7 @@ struct Boundary {
   __device__ void load_hidden() {
 #pragma unroll
     for (int group = 0; group < kGroups; ++group) {
-      hidden[group] = load_octet<kIsWide>(hidden_row + 32 * group, columns_of(token, group));
+      hidden[group] = load_octet<kIsWide>(hidden_row + 32 * group, columns_left(group));
     }
   }
 
@@ -729,11 +730,11 @@ struct Boundary {
       const int unit = i % kUnits, of_token = i / kUnits;
       const int first = S::kAffine + of_token * S::kReduced, moments = first + kUnits;
       float sums[3], shift[2];
-      if (kPart != Part::kFused || is_fresh) {
+      if (!kIsRange || is_fresh) {
         float all[5];
         sum_blocks(reduced, S::kItems, {first + unit, moments, moments + 1, unit, kUnits + unit}, all);
         sums[0] = all[0], sums[1] = all[1], sums[2] = all[2], shift[0] = all[3], shift[1] = all[4];
-        if (kPart == Part::kFused) reinterpret_cast<float2*>(shifts)[unit] = {shift[0], shift[1]};
+        if (kIsRange) reinterpret_cast<float2*>(shifts)[unit] = {shift[0], shift[1]};
       } else {
         sum_blocks(reduced, S::kItems, {first + unit, moments, moments + 1}, sums);
         const float2 kept_shift = reinterpret_cast<const float2*>(shifts)[unit];

@@ -97,7 +97,7 @@ struct TokenBoundary {
   // ---- weights
 
   // The row or slot `index` behind `data`, so many elements further. A stride's bytes fit 32 bits, which makes this two
-  // instructions; launch_boundary sees to it.
+  // instructions; launch_boundary and binding.cpp see to it.
   static __device__ const T* place_at(const void* data, int index, int64_t stride, uint32_t offset) {
     const uint32_t num_bytes = static_cast<uint32_t>(stride) * static_cast<uint32_t>(sizeof(T));
     const char* place = static_cast<const char*>(data) + static_cast<uint64_t>(num_bytes) * static_cast<uint32_t>(index);

@@ -199,7 +199,7 @@ RANGE_SABOTAGE = {
         "",
     ),
     "the norm's shift of the slot before": (
-        "if (kPart != Part::kFused || is_fresh)",
+        "if (!kIsRange || is_fresh)",
         "if (first_index < 8)",
     ),
     "a range's first half twice": ("kUnitTokens * (unit % 2)", "0"),
@@ -248,8 +248,10 @@ TOKEN_SABOTAGE = {
 }
 
 
-def first_failure(library, cases, kernel):
-    """Run under several timings; raise what the first wrong one raises."""
+def first_failure(library, kernel):
+    """Run two cases, the second with padding, under several timings; raise what the first wrong one raises."""
+    slots = popularity_slots("skewed", 40, NUM_SLOTS, seed=1)
+    cases = [make_case(slots), make_case(slots, hidden_size=328, gate_size=5, rank=9)]
     for seed, case in itertools.product(range(8), cases):
         check(library, case, Cut(2, kernel, num_clusters=1 + seed, seed=seed))
 
@@ -263,10 +265,14 @@ def is_seen(tmp_path, kernel, header, right, wrong):
     assert right in text
     path.write_text(text.replace(right, wrong))
     library = compile_emulator(tmp_path, sources, only=kernel)
-    slots = popularity_slots("skewed", 40, NUM_SLOTS, seed=1)
-    cases = [make_case(slots), make_case(slots, hidden_size=328, gate_size=5, rank=9)]
     with pytest.raises(AssertionError):
-        first_failure(library, cases, kernel)
+        first_failure(library, kernel)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_sources_without_sabotage_pass_what_sabotage_fails(tmp_path, kernel):
+    first_failure(compile_emulator(tmp_path, only=kernel), kernel)
 
 
 @pytest.mark.slow
