@@ -1,7 +1,7 @@
 """Verify `boundary_` against the oracle at every shape, then time its backends side by side. Prints JSON lines.
 
     PYTHONPATH=kernels python kernels/benchmarks/boundary.py [--output FILE] [--backends triton cuda] [--quick]
-                                                             [--layout slots|layers]
+                                                             [--layout slots|layers|packed]
 
 Three times a shape, all inside CUDA graphs over many layers' weights, more than the cache holds, so that weights come
 from memory as in a step:
@@ -9,8 +9,9 @@ from memory as in a step:
     alone_us    launches of the operator one behind the other; a launch that overlaps its predecessor looks better
     beside_us   what the operator adds to a chain of dense products that write its `hidden`, one before each launch;
                 launch and drain included
-    layer_us    the same with 0.4 GB of products in between, other ones each time, as in a step: what a step leaves of
-                the operator in caches (lists, instructions, addresses of pages) is left here
+    layer_us    the same behind the four products of a layer as Qwen3-8B has them, 0.4 GB, other ones each time, as in a
+                step: what a step leaves of the operator in caches (lists, instructions, addresses of pages) is left
+                here, and it starts behind the kernels that it starts behind there
 
 Percent is of the bandwidth of a large device copy, counted over the bytes that an ideal operator moves.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import statistics
 import subprocess
 import sys
@@ -40,7 +42,12 @@ MAX_GRAPH_CALLS = 128
 MAX_LAYER_CALLS = 32
 NUM_REPLAYS = 25
 NUM_BESIDE = 8  # dense products that take turns
-LAYER_BYTES = 400 << 20  # of a layer of Qwen3-8B
+LAYER_PRODUCTS = (
+    (2, 3),
+    (2, 2),
+    (2, 12),
+    (6, 2),
+)  # inputs and outputs in halves of the hidden size
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +78,8 @@ class Shape:
 
 SHAPES = [
     *(Shape(t, a) for t, a in ((1, 1), (8, 1), (8, 8), (32, 1), (32, 8), (32, 32), (64, 64))),
-    *(Shape(t, a) for t, a in ((128, 1), (128, 32), (512, 32), (2048, 1), (2048, 32), (8192, 32))),
+    *(Shape(t, a) for t, a in ((128, 1), (128, 32), (256, 32), (512, 32), (1024, 1), (1024, 32))),
+    *(Shape(t, a) for t, a in ((2048, 1), (2048, 32), (8192, 32))),
     *(Shape(t, a, 1024, 16, 10) for t, a in ((1, 1), (32, 32), (2048, 32))),
     *(Shape(t, a, 2560) for t, a in ((1, 1), (32, 32), (2048, 32))),
     *(Shape(t, a, 4096, 8, 8) for t, a in ((32, 32),)),
@@ -81,7 +89,7 @@ SHAPES = [
     *(Shape(t, a, dtype=torch.float32) for t, a in ((1, 1), (32, 32))),
 ]
 
-NUM_MAIN_SHAPES = 13  # of them, Qwen3-8B with the paper's adapter in bf16
+NUM_MAIN_SHAPES = 16  # of them, Qwen3-8B with the paper's adapter in bf16
 
 
 def verify(shape: Shape, backend: Backend) -> float:
@@ -117,34 +125,47 @@ def time_graph(body: Callable[[int], object], num_calls: int) -> float:
 
 
 def make_layers(shape: Shape, num_layers: int, layout: str = "slots") -> list[BoundaryWeights]:
-    """Return views per layer into (slots, layers, ...) storage, which the server has, or (layers, slots, ...)."""
+    """Return views per layer into storage of (slots, layers, ...), (layers, slots, ...), or with all of a slot's
+    tensors of a layer behind each other in (layers, slots, elements).
+    """  # fmt: skip
     num_slots, D = shape.num_adapters, shape.hidden_size  # noqa: N806
     update = (2, shape.gate_size, D)
-
-    def stack(*dims: int) -> torch.Tensor:
-        first = (num_slots, num_layers) if layout == "slots" else (num_layers, num_slots)
-        storage = torch.randn(*first, *dims, device=DEVICE, dtype=shape.dtype) * 0.02
-        return storage if layout == "slots" else storage.transpose(0, 1)
-
-    stacks = [stack(*update), stack(*update[:2]), stack(*update), stack(2, D)]
-    stacks += [stack(shape.rank, D), stack(shape.rank, D)]
+    sizes = [update, update[:2], update, (2, D), (shape.rank, D), (shape.rank, D)]
+    if layout == "packed":
+        # The vector that is no multiple of 16 bytes goes last.
+        places = [0, *np.cumsum([math.prod(size) for size in (sizes[0], *sizes[2:], sizes[1])])]
+        storage = random_weights(shape, num_layers, num_slots, places[-1] + -places[-1] % 64)
+        stacks = [
+            storage[..., place : place + math.prod(size)].unflatten(-1, size)
+            for place, size in zip((0, places[5], *places[1:5]), sizes, strict=True)
+        ]
+    elif layout == "layers":
+        stacks = [random_weights(shape, num_layers, num_slots, *size) for size in sizes]
+    else:
+        stacks = [
+            random_weights(shape, num_slots, num_layers, *size).transpose(0, 1) for size in sizes
+        ]
     flags = torch.full((num_slots,), PAPER_FLAGS, dtype=torch.int32, device=DEVICE)
     scale = torch.full((num_slots,), 0.1, device=DEVICE)
     norm = [torch.ones(num_slots, D, device=DEVICE, dtype=shape.dtype) for _ in range(2)]
     return [
-        BoundaryWeights(flags, scale, *norm, *(s[:, layer] for s in stacks))
+        BoundaryWeights(flags, scale, *norm, *(s[layer] for s in stacks))
         for layer in range(num_layers)
     ]
 
 
-def make_dense(shape: Shape, num_layers: int) -> torch.Tensor:
-    """Return the products' weights of as many layers as half of the free memory holds."""
-    product_bytes = shape.hidden_size * shape.row_bytes
-    num_products = max(NUM_BESIDE, LAYER_BYTES // product_bytes)
-    free = torch.cuda.mem_get_info()[0] // 2
-    num_sets = max(1, min(num_layers, free // (num_products * product_bytes)))
-    size = (num_sets, num_products, shape.hidden_size, shape.hidden_size)
+def random_weights(shape: Shape, *size: int) -> torch.Tensor:
     return torch.empty(size, device=DEVICE, dtype=shape.dtype).normal_(0.0, 0.02)
+
+
+def make_dense(shape: Shape, num_layers: int) -> list[list[torch.Tensor]]:
+    """Return the products' weights, (outputs, inputs), of as many layers as half of the free memory holds."""
+    half = shape.hidden_size // 2
+    sizes = [(outputs * half, inputs * half) for inputs, outputs in LAYER_PRODUCTS]
+    layer_bytes = sum(math.prod(size) for size in sizes) * shape.dtype.itemsize
+    free = torch.cuda.mem_get_info()[0] // 2
+    num_sets = max(1, min(num_layers, free // layer_bytes))
+    return [[random_weights(shape, *size) for size in sizes] for _ in range(num_sets)]
 
 
 def measure(shape: Shape, backends: list[Backend], layout: str) -> dict[str, dict[str, float]]:
@@ -158,14 +179,23 @@ def measure(shape: Shape, backends: list[Backend], layout: str) -> dict[str, dic
         torch.randn(size, device=DEVICE).to(shape.dtype) for _ in range(4)
     )
     num_layer_calls = min(num_layers, MAX_LAYER_CALLS)
+    beside = random_weights(shape, NUM_BESIDE, shape.hidden_size, shape.hidden_size)
     dense = make_dense(shape, num_layer_calls)
+    wide = {
+        columns * shape.hidden_size // 2: random_weights(
+            shape, shape.num_tokens, columns * shape.hidden_size // 2
+        )
+        for pair in LAYER_PRODUCTS
+        for columns in pair
+    } | {shape.hidden_size: hidden}
 
     def base(call: int) -> None:
-        torch.mm(x, dense[0, call % NUM_BESIDE], out=hidden)
+        torch.mm(x, beside[call % NUM_BESIDE], out=hidden)
 
     def layer(call: int) -> None:
         for product in dense[call % len(dense)]:
-            torch.mm(x, product, out=hidden)
+            inputs = x if product.shape[1] == shape.hidden_size else wide[product.shape[1]]
+            torch.mm(inputs, product.T, out=wide[product.shape[0]])
 
     base_us, layer_us = time_graph(base, num_layers), time_graph(layer, num_layer_calls)
     times = {}
@@ -239,9 +269,9 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="the shapes of Qwen3-8B only")
     parser.add_argument(
         "--layout",
-        choices=["slots", "layers"],
+        choices=["slots", "layers", "packed"],
         default="slots",
-        help="outermost dimension of weights",
+        help="how weights lie in memory",
     )
     options = parser.parse_args()
     facts = environment(options.commit) | {"layout": options.layout}

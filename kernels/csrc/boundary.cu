@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "shadow/boundary.cuh"
+#include "shadow/boundary_tile.cuh"
 #include "shadow/boundary_token.cuh"
 
 namespace shadow {
@@ -22,16 +23,20 @@ constexpr int kMaxTokens = 64;          // more than that have a cluster each no
 constexpr int kFewTokens = 2;           // so many have a large cluster each, whose blocks read less
 constexpr int kTokenWarps = 8, kFewTokensWarps = 4;
 constexpr int kUnitWaves = 2;           // more units than that share what a cluster has loaded
+constexpr int kTileShare = 5;           // eighths of the multiprocessors that full tiles have to occupy to get a block each
 
 using Kernel = void (*)(BoundaryParams);
 
 // What a shape needs to run: its kernels and its sizes.
 struct Instance {
-  Kernel fused, unit, token, few_tokens, reduce, update, inject;
+  Kernel fused, unit, token, few_tokens, tile, reduce, update, inject;
   int num_items, num_projected;
   int num_warps;  // of the cluster kernels for tiles
   int (*bytes)(int num_warps, int num_blocks);
   int (*unit_bytes)(int num_blocks);
+  int tile_warps;
+  int (*kept_steps)(int hidden_size, int num_bytes);
+  int (*tile_bytes)(int kept_steps);
 };
 
 // None for large ranks, whose sums do not fit in place of update_in.
@@ -56,6 +61,7 @@ Instance instance_of() {
           unit_kernel_of<T, kGateTiles, kRankTiles>(),
           token_kernel_of<T, kGateTiles, kRankTiles, kTokenWarps, kClusterBlocks>(),
           token_kernel_of<T, kGateTiles, kRankTiles, kFewTokensWarps, kLargeClusterBlocks>(),
+          boundary_tile_kernel<T, kGateTiles, kRankTiles>,
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kReduce>,
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kUpdate>,
           boundary_part_kernel<T, kGateTiles, kRankTiles, Part::kInject>,
@@ -63,7 +69,10 @@ Instance instance_of() {
           S::kProjected,
           cluster_warps<T, S>(),
           shared_bytes<T, S>,
-          unit_shared_bytes<T, S>};
+          unit_shared_bytes<T, S>,
+          tile_warps<T, S>(),
+          tile_kept_steps<T, S>,
+          tile_shared_bytes<T, S>};
 }
 
 template <typename T>
@@ -183,6 +192,15 @@ BoundaryPlan plan_fused(const Instance& instance, int num_slices, int device) {
   return plan;
 }
 
+TilePlan plan_tile_blocks(const Instance& instance, int hidden_size, int device) {
+  const int most = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const int kept_steps = instance.kept_steps(hidden_size, most);
+  if (kept_steps < 0) return {};
+  const int num_multiprocessors = attribute(cudaDevAttrMultiProcessorCount, device);
+  return {instance.tile_warps, kept_steps, instance.tile_bytes(kept_steps),
+          divide_up(kTileTokens * kTileShare * num_multiprocessors, 8)};
+}
+
 bool is_capturing(cudaStream_t stream) {
   cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
   return cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
@@ -238,6 +256,23 @@ cudaError_t launch_fused(const Instance& instance, BoundaryParams& params, const
   return cudaLaunchKernelEx(&config, launch.kernel, params);
 }
 
+cudaError_t launch_tiles(const Instance& instance, BoundaryParams& params, const TilePlan& plan,
+                         cudaStream_t stream) {
+  if (cudaError_t error = allow_shared_memory(instance.tile, plan.shared_bytes, false)) return error;
+  cudaLaunchAttribute attribute;
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(params.num_tiles);
+  config.blockDim = dim3(32 * plan.num_warps);
+  config.dynamicSmemBytes = plan.shared_bytes;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = is_capturing(stream) ? 1 : 0;
+  params.num_blocks = 1, params.num_clusters = params.num_tiles, params.kept_steps = plan.kept_steps;
+  return cudaLaunchKernelEx(&config, instance.tile, params);
+}
+
 cudaError_t launch_parts(const Instance& instance, BoundaryParams& params, const PartPlan& plan,
                          cudaStream_t stream) {
   params.num_clusters = params.num_tiles;
@@ -255,11 +290,13 @@ BoundaryPlan make_plan(DataType type, int hidden_size, int gate_size, int rank, 
   if (gate_size > kMaxGates || rank > kMaxRank || major < 8) return {};
   const Instance instance = find_instance(type, gate_size, rank);
   const int num_slices = divide_up(hidden_size, kSliceColumns);
-  if (major >= 9 && is_wide) {
-    const BoundaryPlan plan = plan_fused(instance, num_slices, device);
-    if (plan.fused.resident > 0) return plan;
-  }
   BoundaryPlan plan = {};
+  if (major >= 9 && is_wide) {
+    plan = plan_fused(instance, num_slices, device);
+    plan.tiles = plan_tile_blocks(instance, hidden_size, device);
+    if (plan.fused.resident > 0) return plan;
+    plan.is_fused = false;
+  }
   plan.parts = {divide_up(num_slices, kPartWarps), instance.bytes(kPartWarps, 0),
                 instance.num_items, instance.num_projected};
   plan.is_supported =
@@ -292,6 +329,9 @@ int64_t projected_floats(const BoundaryPlan& plan) {
 cudaError_t launch_boundary(BoundaryParams params, const BoundaryPlan& plan, DataType type,
                             cudaStream_t stream) {
   const Instance instance = find_instance(type, params.gate_size, params.rank);
+  if (plan.tiles.num_warps > 0 && params.num_tokens >= plan.tiles.fewest_tokens) {
+    return launch_tiles(instance, params, plan.tiles, stream);
+  }
   return plan.is_fused ? launch_fused(instance, params, plan, stream)
                        : launch_parts(instance, params, plan.parts, stream);
 }

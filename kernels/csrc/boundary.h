@@ -15,6 +15,12 @@ struct ClusterPlan {
   int resident;
 };
 
+// The same of the kernel for whole tiles, which has no clusters. num_warps 0: there is none.
+struct TilePlan {
+  int num_warps, kept_steps, shared_bytes;
+  int fewest_tokens;  // of a launch; below, the others are faster
+};
+
 // The same of the separate kernels, with what a block hands to the others of its tile in floats.
 struct PartPlan {
   int num_blocks, shared_bytes;
@@ -28,6 +34,7 @@ struct BoundaryPlan {
   ClusterPlan few_tokens, tokens;  // a token a cluster, for few tokens and for more
   ClusterPlan units;               // up to 8 tokens of one slot a cluster
   ClusterPlan fused;               // a range of units a cluster
+  TilePlan tiles;                  // a tile a block, with any of the others
   PartPlan parts;
 };
 

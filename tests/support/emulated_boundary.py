@@ -18,7 +18,7 @@ from shadow_kernels.testing import BoundaryCase, assert_guards_intact, guarded
 EMULATOR = Path(__file__).parent / "cuda_emulator"
 _DATA_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
-Kernel = Literal["range", "unit", "token", "parts"]
+Kernel = Literal["range", "unit", "token", "parts", "tile"]
 _KERNELS: tuple[Kernel, ...] = get_args(Kernel)  # in the order of run_boundary.cpp
 
 
@@ -55,6 +55,7 @@ class _Params(ctypes.Structure):
             (name, ctypes.c_int)
             for name in ("hidden_size", "gate_size", "rank", "num_blocks", "num_clusters")
         ),
+        ("kept_steps", ctypes.c_int),
     )
 
 
@@ -63,9 +64,9 @@ class Cut:
     """How a call is cut over the device.
 
     Attributes:
-        num_blocks: blocks of a cluster.
-        kernel: which one: a cluster takes a "range" of units, one "unit" or one "token"; or the separate "parts", which
-            find num_blocks themselves.
+        num_blocks: blocks of a cluster; of "tile" the steps whose hidden a block keeps.
+        kernel: which one: a cluster takes a "range" of units, one "unit" or one "token"; a block a "tile"; or the
+            separate "parts", which find num_blocks themselves.
         num_clusters: of the kernels for ranges.
         seed: of the order in which threads and copies get on.
     """

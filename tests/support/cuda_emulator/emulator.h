@@ -285,6 +285,11 @@ inline unsigned __ballot_sync(unsigned, bool is_true) {
   return mask;
 }
 
+template <typename T>
+inline T __ldg(const T* place) {
+  return *place;
+}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {

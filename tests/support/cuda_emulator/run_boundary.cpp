@@ -1,6 +1,7 @@
 // One call of the boundary's kernels under emulator.h, for ctypes. With ONLY of one kernel for bf16 and up to 8
 // gates alone, which compiles fast.
 #include "shadow/boundary.cuh"
+#include "shadow/boundary_tile.cuh"
 #include "shadow/boundary_token.cuh"
 
 #include <cmath>
@@ -8,7 +9,7 @@
 
 namespace {
 
-enum KernelIndex { kRange, kUnit, kToken, kParts };
+enum KernelIndex { kRange, kUnit, kToken, kParts, kTile };
 
 bool run_token(shadow::BoundaryParams params, uint32_t seed) {
   const int num_slices = (params.hidden_size + shadow::kSliceColumns - 1) / shadow::kSliceColumns;
@@ -42,6 +43,15 @@ bool run_range(shadow::BoundaryParams params, int num_clusters, uint32_t seed) {
   return emulator::launch(kernel, num_clusters, params.num_blocks, num_warps, bytes, seed);
 }
 
+template <typename T, int kGateTiles>
+bool run_tile(shadow::BoundaryParams params, int kept_steps, uint32_t seed) {
+  using S = shadow::Shape<kGateTiles, 1>;
+  params.kept_steps = kept_steps;
+  const int bytes = shadow::tile_shared_bytes<T, S>(kept_steps);
+  auto kernel = [&] { shadow::boundary_tile_kernel<T, kGateTiles, 1>(params); };
+  return emulator::launch(kernel, params.num_tiles, 1, shadow::tile_warps<T, S>(), bytes, seed);
+}
+
 // The three separate kernels, one behind the other, with scratch that holds NaN.
 template <typename T, int kGateTiles>
 bool run_parts(shadow::BoundaryParams params, uint32_t seed) {
@@ -66,6 +76,7 @@ bool run_parts(shadow::BoundaryParams params, uint32_t seed) {
 template <typename T, int kGateTiles>
 bool run(const shadow::BoundaryParams& params, int kernel, int num_clusters, uint32_t seed) {
   if (kernel == kParts) return run_parts<T, kGateTiles>(params, seed);
+  if (kernel == kTile) return run_tile<T, kGateTiles>(params, params.num_blocks, seed);
   return kernel == kUnit ? run_unit<T, kGateTiles>(params, seed)
                          : run_range<T, kGateTiles>(params, num_clusters, seed);
 }

@@ -32,6 +32,7 @@ struct BoundaryParams {
   int num_slots, num_tiles, hidden_size, gate_size, rank;
   int num_blocks;          // blocks that share a tile
   int num_clusters;        // fewer than num_tiles: each takes a range of tiles
+  int kept_steps;          // of the tile kernel, see boundary_tile.cuh
 };
 
 }  // namespace shadow

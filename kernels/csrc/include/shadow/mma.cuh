@@ -58,6 +58,12 @@ struct alignas(16) Octet {
   uint32_t word[2 * sizeof(T)];
 };
 
+// Four of them.
+template <typename T>
+struct alignas(4 * sizeof(T)) Quartet {
+  uint32_t word[sizeof(T)];
+};
+
 // Two neighbouring columns of a row.
 template <typename T>
 struct alignas(2 * sizeof(T)) Pair {
@@ -143,26 +149,48 @@ __device__ inline void split_weights(const Octet<T>& octet,
   }
 }
 
+__device__ inline void unpack(const Quartet<__half>& quartet, float (&columns)[4]) {
+#pragma unroll
+  for (int i = 0; i < 2; ++i) {
+    const float2 pair = __half22float2(*reinterpret_cast<const __half2*>(&quartet.word[i]));
+    columns[2 * i] = pair.x, columns[2 * i + 1] = pair.y;
+  }
+}
+
+__device__ inline void unpack(const Quartet<float>& quartet, float (&columns)[4]) {
+#pragma unroll
+  for (int i = 0; i < 4; ++i) columns[i] = __uint_as_float(quartet.word[i]);
+}
+
 // words[part][j] holds column j of two rows, the order in which the right operand's register wants them.
 template <typename T>
-__device__ inline void pair_rows(const T* first, const T* second,
-                                 uint32_t (&words)[Split<T>::kWeightParts][4]) {
+__device__ inline void pair_quartets(const Quartet<T>& first, const Quartet<T>& second,
+                                     uint32_t (&words)[Split<T>::kWeightParts][4]) {
   if constexpr (Split<T>::kWeightParts == 1) {
-    const uint2 low = *reinterpret_cast<const uint2*>(first);
-    const uint2 high = *reinterpret_cast<const uint2*>(second);
-    words[0][0] = __byte_perm(low.x, high.x, 0x5410);
-    words[0][1] = __byte_perm(low.x, high.x, 0x7632);
-    words[0][2] = __byte_perm(low.y, high.y, 0x5410);
-    words[0][3] = __byte_perm(low.y, high.y, 0x7632);
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      words[0][2 * i] = __byte_perm(first.word[i], second.word[i], 0x5410);
+      words[0][2 * i + 1] = __byte_perm(first.word[i], second.word[i], 0x7632);
+    }
   } else {
+    float low[4], high[4];
+    unpack(first, low);
+    unpack(second, high);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       uint32_t parts[Split<T>::kWeightParts];
-      split(to_float(first[j]), to_float(second[j]), parts);
+      split(low[j], high[j], parts);
 #pragma unroll
       for (int part = 0; part < Split<T>::kWeightParts; ++part) words[part][j] = parts[part];
     }
   }
+}
+
+// The same from where they lie, on the bytes of four columns.
+template <typename T>
+__device__ inline void pair_rows(const T* first, const T* second,
+                                 uint32_t (&words)[Split<T>::kWeightParts][4]) {
+  pair_quartets(*reinterpret_cast<const Quartet<T>*>(first), *reinterpret_cast<const Quartet<T>*>(second), words);
 }
 
 // sum += x (8 tokens, 32 columns) @ rows (8, 32 columns).T, as the sum of two: the instruction's left operand has 16 rows,
@@ -204,8 +232,9 @@ __device__ inline void multiply_rows(float (&sum)[4],
 
 // Products of inner values with weight rows, for 8 tokens and 4 x 8 columns, stack two things in the 16 rows of an
 // instruction. Here two branches, each with its own eight inner rows: sums[j][0..1] += first @ first_rows and
-// sums[j][2..3] += second @ second_rows. Of products of two parts those count that the dtype's accuracy asks for.
-template <typename T>
+// sums[j][2..3] += second @ second_rows. Of products of two parts those count that the dtype's accuracy asks for. With
+// kIsNew the sums begin here, whatever they held.
+template <typename T, bool kIsNew = false>
 __device__ inline void multiply_branches(float (&sums)[4][4],
                                          const uint32_t (&first)[Split<T>::kActivationParts],
                                          const uint32_t (&second)[Split<T>::kActivationParts],
@@ -218,7 +247,11 @@ __device__ inline void multiply_branches(float (&sums)[4][4],
     for (int w = min(Split<T>::kWeightParts, kParts - a) - 1; w >= 0; --w) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        multiply(sums[j], first[a], 0, 0, second[a], first_rows[w][j], second_rows[w][j]);
+        if (kIsNew && a == kParts - 1 && w == min(Split<T>::kWeightParts, kParts - a) - 1) {
+          multiply_anew(sums[j], first[a], 0, 0, second[a], first_rows[w][j], second_rows[w][j]);
+        } else {
+          multiply(sums[j], first[a], 0, 0, second[a], first_rows[w][j], second_rows[w][j]);
+        }
       }
     }
   }
@@ -226,7 +259,7 @@ __device__ inline void multiply_branches(float (&sums)[4][4],
 
 // Here sixteen inner rows of one product, with two products of parts at a time: the result is sums[j][0..1] plus
 // sums[j][2..3].
-template <typename T>
+template <typename T, bool kIsNew = false>
 __device__ inline void multiply_inner(float (&sums)[4][4],
                                       const uint32_t (&low)[Split<T>::kActivationParts],
                                       const uint32_t (&high)[Split<T>::kActivationParts],
@@ -240,7 +273,11 @@ __device__ inline void multiply_inner(float (&sums)[4][4],
       if (Split<T>::kActivationParts == 3 && w == 0) {
         multiply(sums[j], low[kLast], 0, high[kLast], 0, low_rows[w][j], high_rows[w][j]);
       }
-      multiply(sums[j], low[0], low[1], high[0], high[1], low_rows[w][j], high_rows[w][j]);
+      if (kIsNew && w == Split<T>::kWeightParts - 1) {
+        multiply_anew(sums[j], low[0], low[1], high[0], high[1], low_rows[w][j], high_rows[w][j]);
+      } else {
+        multiply(sums[j], low[0], low[1], high[0], high[1], low_rows[w][j], high_rows[w][j]);
+      }
     }
   }
 }

@@ -22,7 +22,7 @@ from shadow_kernels.testing import (
 
 NUM_SLOTS = 7
 TILE_KERNELS = ("range", "unit")
-KERNELS = (*TILE_KERNELS, "token", "parts")
+KERNELS = (*TILE_KERNELS, "token", "parts", "tile")
 TOKEN_SIZES = [
     (512, 8, 16, 2),
     (328, 5, 9, 2),
@@ -57,7 +57,7 @@ def test_the_token_kernel_takes_every_size(
     check(library, case, Cut(num_blocks, "token"))
 
 
-@pytest.mark.parametrize("kernel", [*TILE_KERNELS, "parts"])
+@pytest.mark.parametrize("kernel", [*TILE_KERNELS, "parts", "tile"])
 @pytest.mark.parametrize("dtype", list(TOLERANCE))
 @pytest.mark.parametrize(
     ("hidden_size", "gate_size", "rank", "num_blocks"),
@@ -112,7 +112,9 @@ def test_units_that_a_slot_fills_exactly_or_by_one_more(library, kernel, num_tok
     check(library, make_case(slots), Cut(2, kernel, num_clusters=1))
 
 
-@pytest.mark.parametrize("others", [TILE_KERNELS, ("token",)], ids=["tiles", "token"])
+@pytest.mark.parametrize(
+    "others", [TILE_KERNELS, ("token",), ("tile",)], ids=["units", "token", "tile"]
+)
 def test_a_row_has_the_same_bits_alone_in_any_batch_and_under_any_timing(library, others):
     slots = popularity_slots("uniform", 40, NUM_SLOTS, seed=3)
     whole = make_case(slots)
@@ -130,6 +132,15 @@ def test_a_row_has_the_same_bits_alone_in_any_batch_and_under_any_timing(library
     hidden, state = run_emulated(library, alone, Cut(2, others[-1]))
     assert_same_bits(hidden, expected[0][token : token + 1], "a row of hidden")
     assert_same_bits(state[:1], expected[1][token : token + 1], "a row of state")
+
+
+@pytest.mark.parametrize("kept_steps", [0, 1, 2, 4])
+@pytest.mark.parametrize("flags", [MIXED_FLAGS, [PAPER_FLAGS]], ids=["mixed", "paper"])
+def test_the_tile_kernel_keeps_what_fits(library, kept_steps, flags):
+    """1,600 columns are more than three steps of 16 warps, with some warps left over in the last."""
+    slots = popularity_slots("skewed", 45, NUM_SLOTS, seed=1)
+    case = make_case(slots, hidden_size=1600, flags=flags)
+    check(library, case, Cut(kept_steps, "tile"))
 
 
 def test_a_cluster_for_every_tile_that_a_step_can_have(library):
@@ -248,10 +259,55 @@ TOKEN_SABOTAGE = {
 }
 
 
+TILE_SABOTAGE = {
+    "the first sums added before all warps have them": (
+        "__syncthreads();\n    if (has_update) find_units();",
+        "if (has_update) find_units();",
+    ),
+    "the second sums added before all warps have them": (
+        "__syncthreads();\n    find_projection();",
+        "find_projection();",
+    ),
+    "bottlenecks used before all are there": (
+        "kOfExponent * u;\n    }\n    __syncthreads();",
+        "kOfExponent * u;\n    }",
+    ),
+    "projections used before all are there": (
+        "scale * sum_warps(i);\n    }\n    __syncthreads();",
+        "scale * sum_warps(i);\n    }",
+    ),
+    "the last warp dropped": ("w < kWarps; ++w) total", "w < kWarps - 1; ++w) total"),
+    "the large parts dropped": ("values[tile][0] + values[tile][2]", "values[tile][2]"),
+    "what the norm adds, of half the gates": (
+        "store_pair(item + 8, affine",
+        "store_pair(item, affine",
+    ),
+    "alpha ignored": ("scale * sum_warps(i)", "sum_warps(i)"),
+    "the other unit's tokens": ("tile.y + kUnitTokens * unit + row", "tile.y + row"),
+    "hidden kept over the other unit's": ("* kTileUnits + unit)", "* kTileUnits)"),
+    "hidden of a step that was not kept": (
+        "return is_kept(first) ? kept_hidden",
+        "return true ? kept_hidden",
+    ),
+    "every other step of the update left out": (
+        "update(other, down, places, kStep, first - kStep, sums);",
+        "",
+    ),
+    "the last step's rows of down in all": (
+        "load(down_rows, places, ahead - kStep, first - kStep);",
+        "",
+    ),
+    "places that stay": ("places.move(-2 * kStep);", ""),
+    "a token's rows beyond the tile": ("is_inside ? p.hidden_size : 0", "p.hidden_size"),
+}
+
+
 def first_failure(library, kernel):
-    """Run two cases, the second with padding, under several timings; raise what the first wrong one raises."""
+    """Run cases, one with padding and a long one, under several timings; raise what the first wrong one raises."""
     slots = popularity_slots("skewed", 40, NUM_SLOTS, seed=1)
     cases = [make_case(slots), make_case(slots, hidden_size=328, gate_size=5, rank=9)]
+    if kernel == "tile":
+        cases.append(make_case(slots, hidden_size=1600))
     for seed, case in itertools.product(range(8), cases):
         check(library, case, Cut(2, kernel, num_clusters=1 + seed, seed=seed))
 
@@ -291,6 +347,12 @@ def test_sabotage_of_the_range_kernel_is_seen(tmp_path, sabotage):
 @pytest.mark.parametrize("sabotage", TOKEN_SABOTAGE)
 def test_sabotage_of_the_token_kernel_is_seen(tmp_path, sabotage):
     is_seen(tmp_path, "token", "boundary_token.cuh", *TOKEN_SABOTAGE[sabotage])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", TILE_SABOTAGE)
+def test_sabotage_of_the_tile_kernel_is_seen(tmp_path, sabotage):
+    is_seen(tmp_path, "tile", "boundary_tile.cuh", *TILE_SABOTAGE[sabotage])
 
 
 @pytest.mark.slow

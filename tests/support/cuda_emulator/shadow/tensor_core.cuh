@@ -25,4 +25,10 @@ inline void multiply(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uin
   }
 }
 
+inline void multiply_anew(float (&sum)[4], uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3, uint32_t b0,
+                          uint32_t b1) {
+  for (float& one : sum) one = 0.0f;
+  multiply(sum, a0, a1, a2, a3, b0, b1);
+}
+
 }  // namespace shadow
