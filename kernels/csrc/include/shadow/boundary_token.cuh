@@ -170,6 +170,13 @@ struct TokenBoundary {
     prefetch(slot_rows(lane < 16 ? p.down : p.up, index * p.hidden_size + first_column));
   }
 
+  // What the kernel in front of this one does not write comes to the cache while it runs: a line a tensor and warp.
+  __device__ void prefetch_activations() const {
+    if (first_column >= p.hidden_size) return;
+    if (lane == 0) prefetch(state_row(first_column));
+    if (lane == 1 && p.residual != nullptr) prefetch(residual_row(first_column));
+  }
+
   // The lane's two columns of a row, as they lie in memory, or zeros.
   __device__ uint32_t read_pair(const T* row_columns, bool is_used) const {
     return is_used && is_inside ? *reinterpret_cast<const uint32_t*>(row_columns) : 0;
@@ -422,6 +429,7 @@ __global__ void __launch_bounds__(32 * kWarps, kTokenRegisterWarps / kWarps)
 #if __CUDA_ARCH__ >= 900
   using Work = TokenBoundary<kWarps, kBlocks>;
   Work work(p, shared_memory);
+  work.prefetch_activations();
   if (!work.take_token()) {
     if (work.token == 0) wait_for_previous_kernel();  // else this kernel could end before that one
     return;

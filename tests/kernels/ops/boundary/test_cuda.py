@@ -144,10 +144,15 @@ def test_the_same_bits_every_time(num_tokens, dtype):
 
 @pytest.mark.parametrize(
     ("popularity", "num_tokens", "num_alone", "hidden_size"),
-    [("uniform", 2049, 65, 1024), ("uniform", 64, 3, 4096), ("distinct", 2, 1, 4096)],
+    [
+        ("uniform", 3000, 2400, 1024),
+        ("uniform", 1000, 65, 1024),
+        ("uniform", 64, 3, 4096),
+        ("distinct", 2, 1, 4096),
+    ],
 )
 def test_a_row_does_not_depend_on_its_batch(popularity, num_tokens, num_alone, hidden_size):
-    """For up to 2 tokens, for up to 64 and for more: each has sums of its own, one order in each."""
+    """For up to 2 tokens, up to 64, up to where tiles get a block each, and for more: one order of sums in each."""
     case = make_case(popularity, num_tokens, hidden_size=hidden_size, dtype=torch.bfloat16)
     hidden, state = case.run("cuda")
     rows = slice(num_tokens - num_alone, num_tokens)
