@@ -91,7 +91,7 @@ struct TileBoundary {
   const BoundaryParams& p;
   int lane, row, quad, warp;
   int slot, flags;
-  int token[kTileUnits];  // this lane's, the slot's first one beyond the tile's end
+  int token[kTileUnits];  // this lane's, the first of all beyond the tile's end
   int end[kTileUnits];    // columns that it has: none beyond the tile's end
   float *warp_sums, *units, *projection;
   Octet<T>* kept;  // this lane's first

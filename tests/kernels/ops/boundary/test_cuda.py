@@ -62,9 +62,10 @@ def test_any_rank_and_gate(rank, gate_size, hidden_size, dtype):
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_weights_that_no_cluster_holds(dtype):
+@pytest.mark.parametrize("num_tokens", [40, 1500])
+def test_weights_that_no_cluster_holds(num_tokens, dtype):
     """The largest shapes run as three launches with scratch."""
-    check(make_case(num_tokens=40, hidden_size=8192, rank=64, gate_size=16, dtype=dtype))
+    check(make_case(num_tokens=num_tokens, hidden_size=8192, rank=64, gate_size=16, dtype=dtype))
 
 
 @pytest.mark.parametrize("num_slots", [31, 33, 64, 70])
