@@ -42,12 +42,8 @@ MAX_GRAPH_CALLS = 128
 MAX_LAYER_CALLS = 32
 NUM_REPLAYS = 25
 NUM_BESIDE = 8  # dense products that take turns
-LAYER_PRODUCTS = (
-    (2, 3),
-    (2, 2),
-    (2, 12),
-    (6, 2),
-)  # inputs and outputs in halves of the hidden size
+# Inputs and outputs of a layer's products, in halves of the hidden size.
+LAYER_PRODUCTS = ((2, 3), (2, 2), (2, 12), (6, 2))
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +121,11 @@ def time_graph(body: Callable[[int], object], num_calls: int) -> float:
 
 
 def make_layers(shape: Shape, num_layers: int, layout: str = "slots") -> list[BoundaryWeights]:
-    """Return views per layer into storage of (slots, layers, ...), (layers, slots, ...), or with all of a slot's
-    tensors of a layer behind each other in (layers, slots, elements).
-    """  # fmt: skip
+    """Return views per layer into random weights.
+
+    "slots" are (slots, layers, ...) as the server has them, "layers" (layers, slots, ...), and "packed" is one tensor
+    (layers, slots, elements) with all that a slot has of a layer.
+    """
     num_slots, D = shape.num_adapters, shape.hidden_size  # noqa: N806
     update = (2, shape.gate_size, D)
     sizes = [update, update[:2], update, (2, D), (shape.rank, D), (shape.rank, D)]
@@ -155,6 +153,7 @@ def make_layers(shape: Shape, num_layers: int, layout: str = "slots") -> list[Bo
 
 
 def random_weights(shape: Shape, *size: int) -> torch.Tensor:
+    """Return a tensor of that size in the shape's dtype, on the device, with deviation 0.02."""
     return torch.empty(size, device=DEVICE, dtype=shape.dtype).normal_(0.0, 0.02)
 
 

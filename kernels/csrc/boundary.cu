@@ -126,14 +126,21 @@ cudaError_t allow_shared_memory(Kernel kernel, int bytes, bool is_fused) {
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
 }
 
+// Lets a kernel start while the one in front of it still runs.
+cudaLaunchAttribute early_launch() {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attribute.val.programmaticStreamSerializationAllowed = 1;
+  return attribute;
+}
+
 // Everything of a cluster launch but its size; `attributes` is storage for two.
 cudaLaunchConfig_t cluster_config(int num_blocks, int num_warps, int shared_bytes,
                                   cudaLaunchAttribute* attributes) {
   attributes[0].id = cudaLaunchAttributeClusterDimension;
   attributes[0].val.clusterDim.x = num_blocks;
   attributes[0].val.clusterDim.y = attributes[0].val.clusterDim.z = 1;
-  attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[1].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1] = early_launch();
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(num_blocks);
   config.blockDim = dim3(32 * num_warps);
@@ -259,9 +266,7 @@ cudaError_t launch_fused(const Instance& instance, BoundaryParams& params, const
 cudaError_t launch_tiles(const Instance& instance, BoundaryParams& params, const TilePlan& plan,
                          cudaStream_t stream) {
   if (cudaError_t error = allow_shared_memory(instance.tile, plan.shared_bytes, false)) return error;
-  cudaLaunchAttribute attribute;
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+  cudaLaunchAttribute attribute = early_launch();
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(params.num_tiles);
   config.blockDim = dim3(32 * plan.num_warps);
@@ -269,7 +274,7 @@ cudaError_t launch_tiles(const Instance& instance, BoundaryParams& params, const
   config.stream = stream;
   config.attrs = &attribute;
   config.numAttrs = is_capturing(stream) ? 1 : 0;
-  params.num_blocks = 1, params.num_clusters = params.num_tiles, params.kept_steps = plan.kept_steps;
+  params.kept_steps = plan.kept_steps;
   return cudaLaunchKernelEx(&config, instance.tile, params);
 }
 

@@ -64,16 +64,18 @@ class Cut:
     """How a call is cut over the device.
 
     Attributes:
-        num_blocks: blocks of a cluster; of "tile" the steps whose hidden a block keeps.
+        num_blocks: blocks of a cluster.
         kernel: which one: a cluster takes a "range" of units, one "unit" or one "token"; a block a "tile"; or the
             separate "parts", which find num_blocks themselves.
         num_clusters: of the kernels for ranges.
+        kept_steps: of a block of a tile: of so many it keeps what it has read of hidden.
         seed: of the order in which threads and copies get on.
     """
 
     num_blocks: int
     kernel: Kernel
     num_clusters: int = 1
+    kept_steps: int = 1
     seed: int = 0
 
 
@@ -151,6 +153,7 @@ def _params_of(case: BoundaryCase, hidden: torch.Tensor, state: torch.Tensor, cu
         gate_size=weights.update_in.shape[2],
         rank=weights.down.shape[1],
         num_blocks=cut.num_blocks,
+        kept_steps=cut.kept_steps,
     )
     for name in ("adapter_slots", "token_order", "slot_starts", "tiles"):
         setattr(params, name, getattr(grouping, name).data_ptr())

@@ -44,10 +44,9 @@ bool run_range(shadow::BoundaryParams params, int num_clusters, uint32_t seed) {
 }
 
 template <typename T, int kGateTiles>
-bool run_tile(shadow::BoundaryParams params, int kept_steps, uint32_t seed) {
+bool run_tile(const shadow::BoundaryParams& params, uint32_t seed) {
   using S = shadow::Shape<kGateTiles, 1>;
-  params.kept_steps = kept_steps;
-  const int bytes = shadow::tile_shared_bytes<T, S>(kept_steps);
+  const int bytes = shadow::tile_shared_bytes<T, S>(params.kept_steps);
   auto kernel = [&] { shadow::boundary_tile_kernel<T, kGateTiles, 1>(params); };
   return emulator::launch(kernel, params.num_tiles, 1, shadow::tile_warps<T, S>(), bytes, seed);
 }
@@ -76,7 +75,7 @@ bool run_parts(shadow::BoundaryParams params, uint32_t seed) {
 template <typename T, int kGateTiles>
 bool run(const shadow::BoundaryParams& params, int kernel, int num_clusters, uint32_t seed) {
   if (kernel == kParts) return run_parts<T, kGateTiles>(params, seed);
-  if (kernel == kTile) return run_tile<T, kGateTiles>(params, params.num_blocks, seed);
+  if (kernel == kTile) return run_tile<T, kGateTiles>(params, seed);
   return kernel == kUnit ? run_unit<T, kGateTiles>(params, seed)
                          : run_range<T, kGateTiles>(params, num_clusters, seed);
 }

@@ -197,6 +197,33 @@ __device__ inline float sum_quads(float x) {
   return x + __shfl_xor_sync(kAllLanes, x, 2);
 }
 
+// All flags of a usual number of slots, a slot a lane: asked for beside the slot rather than after it.
+__device__ inline int2 read_flags(const BoundaryParams& p, int lane) {
+  return {lane < p.num_slots ? p.flags[lane] : 0,
+          lane + 32 < p.num_slots ? p.flags[lane + 32] : 0};
+}
+
+// Those of `slot`, 0 without one. All lanes have the same slot and flags; said so that the compiler knows it.
+__device__ inline int pick_flags(const BoundaryParams& p, int2 all_flags, int& slot) {
+  int flags = __shfl_sync(kAllLanes, slot < 32 ? all_flags.x : all_flags.y, slot & 31);
+  if (slot >= 64) flags = p.flags[slot];
+  if (slot < 0) flags = 0;
+  flags = __reduce_or_sync(kAllLanes, flags), slot = __reduce_max_sync(kAllLanes, slot);
+  return flags;
+}
+
+// The first num_columns of h become (h - centre) * weight, the others 0; the moments of h - centre grow.
+__device__ inline void centre_and_weigh(float centre, int num_columns, const float (&weight)[8],
+                                        float (&h)[8], float (&moments)[2]) {
+#pragma unroll
+  for (int i = 0; i < 8; ++i) {
+    const float x = i < num_columns ? h[i] - centre : 0.0f;
+    moments[0] += x;
+    moments[1] += x * x;
+    h[i] = x * weight[i];
+  }
+}
+
 // One thread's view of the work on its block's units.
 template <typename T, int kGateTiles, int kRankTiles, Part kPart>
 struct Boundary {
@@ -281,20 +308,10 @@ struct Boundary {
 
   // ---- the tile and its tokens
 
-  // All flags of a usual number of slots, a slot a lane: asked for beside the tile rather than after it.
-  __device__ int2 read_flags() const {
-    return {lane < p.num_slots ? p.flags[lane] : 0,
-            lane + 32 < p.num_slots ? p.flags[lane + 32] : 0};
-  }
-
   // Takes a tile of segments.py, [slot, start].
   __device__ void take_tile(int2 tile, int2 all_flags) {
     slot = tile.x, first_index = tile.y;
-    flags = __shfl_sync(kAllLanes, slot < 32 ? all_flags.x : all_flags.y, slot & 31);
-    if (slot >= 64) flags = p.flags[slot];
-    if (slot < 0) flags = 0;
-    // All lanes have the same; said so that the compiler knows it.
-    flags = __reduce_or_sync(kAllLanes, flags), slot = __reduce_max_sync(kAllLanes, slot);
+    flags = pick_flags(p, all_flags, slot);
   }
 
   // Where the slot's tokens end.
@@ -607,7 +624,8 @@ struct Boundary {
       if (has_norm) {
         float weight[8];
         read_vector(S::kNormWeight, group, weight);
-        centre_and_weigh(columns_left(group), weight, h, moments);
+        const int left = columns_left(group);
+        centre_and_weigh(kIsWide && left <= 0 ? 0.0f : centre, kIsWide ? 8 : left, weight, h, moments);
         if (is_fresh) read_norm(group, norm);
       }
       split_columns(h, x);
@@ -620,19 +638,6 @@ struct Boundary {
       }
     }
     store_sums(sums, affine, moments, has_norm && is_fresh);
-  }
-
-  // h becomes (h - centre) * weight; the moments of h - centre grow.
-  __device__ void centre_and_weigh(int left, const float (&weight)[8], float (&h)[8],
-                                   float (&moments)[2]) const {
-    const float middle = kIsWide && left <= 0 ? 0.0f : centre;
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float x = kIsWide || i < left ? h[i] - middle : 0.0f;
-      moments[0] += x;
-      moments[1] += x * x;
-      h[i] = x * weight[i];
-    }
   }
 
   // The norm's weight and bias as two tokens of their own: what a shift of the mean and the bias add to each row.
@@ -956,7 +961,7 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
   int unit = range.x;
 #pragma unroll 1
   while (unit < range.y) {
-    const int2 all_flags = work.read_flags();
+    const int2 all_flags = read_flags(p, work.lane);
     work.take_tile(read_tile(p, unit / 2), all_flags);
     if (work.slot < 0) break;  // the step has no more tiles
     // The slot's tiles follow each other, and their tokens.
@@ -1014,7 +1019,7 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
 #if __CUDA_ARCH__ >= 900
   Boundary<T, kGateTiles, kRankTiles, Part::kUnit> work(p, shared_memory);
   const int cluster = blockIdx.x / p.num_blocks;
-  const int2 all_flags = work.read_flags();
+  const int2 all_flags = read_flags(p, work.lane);
   int2 tile = read_tile(p, min(cluster, p.num_tiles - 1));
   const int half = cluster >= p.num_tiles || tile.x < 0;
   bool is_used = true;
@@ -1057,7 +1062,7 @@ __global__ void __launch_bounds__(32 * kPartWarps)
     boundary_part_kernel(const __grid_constant__ BoundaryParams p) {
   Boundary<T, kGateTiles, kRankTiles, kPart> work(p, shared_memory);
   const int tile = blockIdx.x / p.num_blocks;
-  work.take_tile(read_tile(p, tile), work.read_flags());
+  work.take_tile(read_tile(p, tile), read_flags(p, work.lane));
   if (work.flags == 0) return;
   work.prepare();
   work.load_weights(kPart == Part::kReduce ? 0 : kPart == Part::kUpdate ? 1 : 2);

@@ -21,8 +21,8 @@ namespace shadow {
 
 constexpr int kTileUnits = kTileTokens / kUnitTokens;
 
-// Warps of a block, which has a multiprocessor for itself. With 8 a thread may have all registers, which the sums and weights
-// of more than 8 gates, of ranks above 16 and of fp32 models need.
+// Warps of a block, which has a multiprocessor for itself. With 8 a thread may have all registers, which the sums and
+// weights of more than 8 gates, of ranks above 16 and of fp32 models need.
 template <typename T, typename S>
 __host__ __device__ constexpr int tile_warps() {
   return sizeof(T) == 2 && S::kGates == 8 && S::kRank == 16 ? 16 : 8;
@@ -109,15 +109,9 @@ struct TileBoundary {
 
   // False where there is nothing to do.
   __device__ bool take_tile(int index) {
-    const int near_flags = lane < p.num_slots ? p.flags[lane] : 0;
-    const int far_flags = lane + 32 < p.num_slots ? p.flags[lane + 32] : 0;
-    const int2 tile = read_tile(p, index);
+    const int2 all_flags = read_flags(p, lane), tile = read_tile(p, index);
     slot = tile.x;
-    flags = __shfl_sync(kAllLanes, slot < 32 ? near_flags : far_flags, slot & 31);
-    if (slot >= 64) flags = p.flags[slot];
-    if (slot < 0) flags = 0;
-    // All lanes have the same; said so that the compiler knows it.
-    flags = __reduce_or_sync(kAllLanes, flags), slot = __reduce_max_sync(kAllLanes, slot);
+    flags = pick_flags(p, all_flags, slot);
     if (!(flags & (kUpdate | kInject))) return false;
     int of_row[kTileUnits];
 #pragma unroll
@@ -276,7 +270,7 @@ struct TileBoundary {
       add(step.hidden[unit], step.residual[unit], h);
       if (has_norm) {
         const float centre = is_inside(column, end[unit]) ? sums.centre[unit] : 0.0f;
-        centre_and_weigh(centre, weight, h, sums.moments[unit]);
+        centre_and_weigh(centre, 8, weight, h, sums.moments[unit]);
       }
       split_columns(h, x);
 #pragma unroll
@@ -317,18 +311,6 @@ struct TileBoundary {
       store_tiles(item, sums.in[unit]);
       const float first = sum_quads(sums.moments[unit][0]), second = sum_quads(sums.moments[unit][1]);
       if (quad == 0) store_pair(item + 2 * S::kGates, first, second);
-    }
-  }
-
-  // h becomes (h - centre) * weight; the moments of h - centre grow.
-  __device__ static void centre_and_weigh(float centre, const float (&weight)[8], float (&h)[8],
-                                          float (&moments)[2]) {
-#pragma unroll
-    for (int i = 0; i < 8; ++i) {
-      const float x = h[i] - centre;
-      moments[0] += x;
-      moments[1] += x * x;
-      h[i] = x * weight[i];
     }
   }
 

@@ -70,15 +70,9 @@ struct TokenBoundary {
 
   // Finds the token's slot and what to do with it; false where that is nothing.
   __device__ bool take_token() {
-    // All flags of a usual number of slots at once, beside the slot itself rather than after it.
-    const int near_flags = lane < p.num_slots ? p.flags[lane] : 0;
-    const int far_flags = lane + 32 < p.num_slots ? p.flags[lane + 32] : 0;
+    const int2 all_flags = read_flags(p, lane);
     slot = p.adapter_slots[token];
-    flags = __shfl_sync(kAllLanes, slot < 32 ? near_flags : far_flags, slot & 31);
-    if (slot >= 64) flags = p.flags[slot];
-    if (slot < 0) flags = 0;
-    // All lanes have the same; said so that the compiler knows it.
-    flags = __reduce_or_sync(kAllLanes, flags), slot = __reduce_max_sync(kAllLanes, slot);
+    flags = pick_flags(p, all_flags, slot);
     return flags & (kUpdate | kInject);
   }
 

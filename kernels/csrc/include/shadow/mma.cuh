@@ -247,7 +247,7 @@ __device__ inline void multiply_branches(float (&sums)[4][4],
     for (int w = min(Split<T>::kWeightParts, kParts - a) - 1; w >= 0; --w) {
 #pragma unroll
       for (int j = 0; j < 4; ++j) {
-        if (kIsNew && a == kParts - 1 && w == min(Split<T>::kWeightParts, kParts - a) - 1) {
+        if (kIsNew && a == kParts - 1) {  // which meets one part of the weights
           multiply_anew(sums[j], first[a], 0, 0, second[a], first_rows[w][j], second_rows[w][j]);
         } else {
           multiply(sums[j], first[a], 0, 0, second[a], first_rows[w][j], second_rows[w][j]);

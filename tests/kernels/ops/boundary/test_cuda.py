@@ -64,7 +64,7 @@ def test_any_rank_and_gate(rank, gate_size, hidden_size, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("num_tokens", [40, 1500])
 def test_weights_that_no_cluster_holds(num_tokens, dtype):
-    """The largest shapes run as three launches with scratch."""
+    """The largest shapes run as three launches with scratch, many tokens as blocks of a tile each."""
     check(make_case(num_tokens=num_tokens, hidden_size=8192, rank=64, gate_size=16, dtype=dtype))
 
 

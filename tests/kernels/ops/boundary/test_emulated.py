@@ -140,7 +140,7 @@ def test_the_tile_kernel_keeps_what_fits(library, kept_steps, flags):
     """1,600 columns are more than three steps of 16 warps, with some warps left over in the last."""
     slots = popularity_slots("skewed", 45, NUM_SLOTS, seed=1)
     case = make_case(slots, hidden_size=1600, flags=flags)
-    check(library, case, Cut(kept_steps, "tile"))
+    check(library, case, Cut(1, "tile", kept_steps=kept_steps))
 
 
 def test_a_cluster_for_every_tile_that_a_step_can_have(library):
