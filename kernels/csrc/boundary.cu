@@ -22,6 +22,7 @@ constexpr int kMaxGates = 16, kMaxRank = 64;
 constexpr int kMaxTokens = 64;          // more than that have a cluster each no longer
 constexpr int kFewTokens = 2;           // so many have a large cluster each, whose blocks read less
 constexpr int kTokenWarps = 8, kFewTokensWarps = 4;
+constexpr int kSharedStep = 128;        // bytes; shared memory is given out in these
 constexpr int kUnitWaves = 2;           // more units than that share what a cluster has loaded
 constexpr int kTileShare = 5;           // eighths of the multiprocessors that full tiles have to occupy to get a block each
 
@@ -170,12 +171,31 @@ ClusterPlan plan_tiles(Kernel kernel, int num_warps, int num_blocks, int bytes, 
   return plan;
 }
 
-ClusterPlan plan_tokens(Kernel kernel, int num_slices, int num_blocks, int max_warps) {
+// The least shared memory of a block of which a multiprocessor holds so many and no more.
+int bytes_for_at_most(int num_blocks, int device) {
+  const int bytes = attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, device) / (num_blocks + 1);
+  return (bytes - kReservedShared) / kSharedStep * kSharedStep + kSharedStep;
+}
+
+// A device puts up to three clusters on the same multiprocessors while others are idle, where each takes half as long
+// again. So blocks ask for more shared memory than they use.
+TokenPlans plan_tokens(Kernel kernel, int num_slices, int num_blocks, int max_warps, int device) {
   const int num_warps = divide_up(num_slices, num_blocks);
   if (kernel == nullptr || num_warps > max_warps) return {};
-  ClusterPlan plan = {num_warps, num_blocks, token_shared_bytes(num_warps, num_blocks)};
-  plan.resident = count_resident(kernel, num_blocks, num_warps, plan.shared_bytes);
-  return plan;
+  TokenPlans plans;
+  for (int i = 0; i < kDensities; ++i) {
+    const int used = token_shared_bytes(num_warps, num_blocks);
+    const int bytes = i + 1 < kDensities ? std::max(used, bytes_for_at_most(i + 1, device)) : used;
+    plans[i] = {num_warps, num_blocks, bytes, count_resident(kernel, num_blocks, num_warps, bytes)};
+  }
+  return plans;
+}
+
+// The least dense one that runs all tokens at the same time, if any does.
+const ClusterPlan& pick_density(const TokenPlans& plans, int num_tokens) {
+  const auto fits = [num_tokens](const ClusterPlan& plan) { return plan.resident >= num_tokens; };
+  const auto found = std::find_if(plans.begin(), plans.end(), fits);
+  return found == plans.end() ? plans.back() : *found;
 }
 
 // plan.fused.resident is 0 where no cut fits the device.
@@ -191,10 +211,10 @@ BoundaryPlan plan_fused(const Instance& instance, int num_slices, int device) {
   plan.units =
       plan_tiles(instance.unit, num_warps, num_blocks, instance.unit_bytes(num_blocks), most);
   const int num_token_blocks = token_blocks(num_slices);
-  plan.tokens = plan_tokens(instance.token, num_slices, num_token_blocks, kTokenWarps);
+  plan.tokens = plan_tokens(instance.token, num_slices, num_token_blocks, kTokenWarps, device);
   if (num_token_blocks == kClusterBlocks) {
     plan.few_tokens =
-        plan_tokens(instance.few_tokens, num_slices, kLargeClusterBlocks, kFewTokensWarps);
+        plan_tokens(instance.few_tokens, num_slices, kLargeClusterBlocks, kFewTokensWarps, device);
   }
   return plan;
 }
@@ -237,10 +257,12 @@ ClusterLaunch choose_launch(const Instance& instance, const BoundaryParams& para
                             const BoundaryPlan& plan) {
   const int num_tokens = params.num_tokens, num_units = 2 * params.num_tiles;
   if (num_tokens <= kMaxTokens && has_near_slots(params)) {
-    if (num_tokens <= kFewTokens && plan.few_tokens.resident > 0) {
-      return {instance.few_tokens, num_tokens, plan.few_tokens};
+    if (num_tokens <= kFewTokens && plan.few_tokens.back().resident > 0) {
+      return {instance.few_tokens, num_tokens, pick_density(plan.few_tokens, num_tokens)};
     }
-    if (plan.tokens.resident > 0) return {instance.token, num_tokens, plan.tokens};
+    if (plan.tokens.back().resident > 0) {
+      return {instance.token, num_tokens, pick_density(plan.tokens, num_tokens)};
+    }
   }
   if (num_units <= kUnitWaves * plan.units.resident) return {instance.unit, num_units, plan.units};
   const int resident = plan.fused.resident;

@@ -3,6 +3,8 @@
 
 #include <cuda_runtime.h>
 
+#include <array>
+
 #include "shadow/boundary_params.h"
 
 namespace shadow {
@@ -14,6 +16,10 @@ struct ClusterPlan {
   int num_warps, num_blocks, shared_bytes;  // of a block, of a cluster, of a block
   int resident;
 };
+
+// The first with one block at most on a multiprocessor, the next with two; the last with as many as fit.
+constexpr int kDensities = 3;
+using TokenPlans = std::array<ClusterPlan, kDensities>;
 
 // The same of the kernel for whole tiles, which has no clusters. num_warps 0: there is none.
 struct TilePlan {
@@ -31,10 +37,10 @@ struct PartPlan {
 struct BoundaryPlan {
   bool is_supported;
   bool is_fused;                  // one cluster kernel; otherwise three kernels with scratch
-  ClusterPlan few_tokens, tokens;  // a token a cluster, for few tokens and for more
-  ClusterPlan units;               // up to 8 tokens of one slot a cluster
-  ClusterPlan fused;               // a range of units a cluster
-  TilePlan tiles;                  // a tile a block, with any of the others
+  TokenPlans few_tokens, tokens;  // a token a cluster, for few tokens and for more
+  ClusterPlan units;              // up to 8 tokens of one slot a cluster
+  ClusterPlan fused;              // a range of units a cluster
+  TilePlan tiles;                 // a tile a block, with any of the others
   PartPlan parts;
 };
 

@@ -87,6 +87,7 @@ struct Thread {
   Block* block;
   int index;
   bool is_done = false;
+  std::vector<std::function<void()>> chunks;  // begun to be copied, with no arrival behind them yet
 };
 
 struct Cluster {

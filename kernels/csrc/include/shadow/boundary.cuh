@@ -239,6 +239,7 @@ struct Boundary {
   static constexpr int num_warps = kIsFused ? cluster_warps<T, S>() : kPartWarps;
   static constexpr int row_stride = row_bytes<T>(num_warps) / sizeof(T);  // of the shared rows
   static constexpr int kInTiles = 2 * kGateTiles, kDownTiles = 2 * kRankTiles;  // of 8 rows
+  static constexpr int kChunk = 16 / sizeof(T);  // columns of 16 bytes
   static constexpr int kUnrolled = kIsRange ? kGroups : 1;
 
   const BoundaryParams& p;
@@ -368,29 +369,34 @@ struct Boundary {
     return static_cast<const T*>(stack.data) + slot * stack.slot_stride;
   }
 
-  // One kind of weight rows: which shared rows they fill, whose they are, the flags without which nothing reads them.
-  struct Segment {
-    const T* data;
-    int to_row, num_rows, part, needed;
+  // What one warp copies at a time: up to 8 rows that follow each other in memory.
+  struct Item {
+    const T* rows;      // the block's columns of the first one
+    int count, to_row;  // of rows; the shared row of the first one
+    int part;           // who waits for it
   };
-
-  // What one warp copies at a time: 8 rows of a segment.
   static constexpr int kInItems = 2 * S::kGates / 8, kRankItems = S::kRank / 8;
   static constexpr int kNumItems = 2 * kInItems + 2 * kRankItems;
 
-  // The segment of an item; first_row is the item's first row in it.
-  __device__ Segment find_segment(int item, int& first_row) const {
+  // Has no rows where they are padding or switched off.
+  __device__ Item find_item(int item) const {
     const bool is_update = item < 2 * kInItems;
     const int of_kind = is_update ? item : item - 2 * kInItems;
     const int num_items = is_update ? kInItems : kRankItems;
     const bool is_second = of_kind >= num_items;
-    first_row = 8 * (is_second ? of_kind - num_items : of_kind);
+    const int to_row = 8 * (is_second ? of_kind - num_items : of_kind);
+    int count, index = to_row;
     if (is_update) {
-      return {slot_rows(is_second ? p.update_out : p.update_in), is_second ? S::kOut : S::kIn,
-              2 * S::kGates, is_second, kUpdate};
+      const int branch = to_row / S::kGates, gate = to_row % S::kGates;
+      count = p.gate_size - gate, index = branch * p.gate_size + gate;
+    } else {
+      count = p.rank - to_row;
     }
-    return {slot_rows(is_second ? p.up : p.down), is_second ? S::kUp : S::kDown, S::kRank,
-            1 + is_second, kInject};
+    const T* rows = slot_rows(is_update ? (is_second ? p.update_out : p.update_in) : is_second ? p.up : p.down);
+    const int first = is_update ? (is_second ? S::kOut : S::kIn) : is_second ? S::kUp : S::kDown;
+    return {rows + static_cast<int64_t>(index) * p.hidden_size + block_column,
+            flags & (is_update ? kUpdate : kInject) ? min(count, 8) : 0, first + to_row,
+            is_update ? is_second : 1 + is_second};
   }
 
   // The global vector that is copied with an item, null where there is none: the norm's weight and bias with the first
@@ -411,24 +417,10 @@ struct Boundary {
   __device__ static int spread_back(int place) { return place % 4 * 2 + place / 4; }
   __device__ static bool is_spread(int to_row) { return to_row == S::kIn || to_row == S::kDown; }
 
-  // The shared row of a segment's row r.
-  __device__ static int place_row(const Segment& segment, int r) {
-    return segment.to_row + (is_spread(segment.to_row) ? r / 8 * 8 + spread(r % 8) : r);
-  }
-
-  // The global row behind row r of a segment, or null where that is padding or switched off.
-  __device__ const T* find_row(const Segment& segment, int r) const {
-    int index = r;
-    bool is_inside = r < segment.num_rows && (flags & segment.needed) == segment.needed;
-    if (segment.to_row >= S::kDown) {
-      is_inside = is_inside && r < p.rank;
-    } else if (segment.to_row >= S::kIn) {
-      const int branch = r / S::kGates, gate = r % S::kGates;
-      is_inside = is_inside && gate < p.gate_size;
-      index = branch * p.gate_size + gate;
-    }
-    return is_inside ? segment.data + static_cast<int64_t>(index) * p.hidden_size + block_column
-                     : nullptr;
+  // Where an item's row r stands behind its first one.
+  __device__ static int place_row(const Item& item, int r) {
+    const bool is_spread = item.to_row < S::kOut || (item.to_row >= S::kDown && item.to_row < S::kUp);
+    return is_spread ? spread(r) : r;
   }
 
   __device__ int block_columns() const {
@@ -461,38 +453,55 @@ struct Boundary {
   // Of the first sums with which = 0, of the second with 1.
   __device__ uint64_t* sum_barrier(int which) const { return &barriers[kWeightBarriers + which]; }
 
+  // First of all: the fence waits for every load that its thread has asked for before, and the block for that thread.
+  __device__ void init_barriers() const {
+    if (threadIdx.x != 0) return;
+    init_barrier(&barriers[0], 32 * kInItems);  // an item's lanes
+    init_barrier(&barriers[1], 32 * (kInItems + kRankItems));
+    init_barrier(&barriers[2], 32 * kRankItems);
+    for (int i = 0; i < kSumBarriers; ++i) init_barrier(sum_barrier(i), 1);  // for sums the block's own
+    fence_barriers();
+  }
+
   // To be called once by all threads, before fetch_weights.
   __device__ void prepare() {
     clear_padding();
-    if constexpr (kIsFused) {
-      if (threadIdx.x == 0) {  // one arrival an item of weights; for sums the block's own
-        init_barrier(&barriers[0], kInItems);
-        init_barrier(&barriers[1], kInItems + kRankItems);
-        init_barrier(&barriers[2], kRankItems);
-        for (int i = 0; i < kSumBarriers; ++i) init_barrier(sum_barrier(i), 1);
-      }
-      fence_copies();
-    }
     __syncthreads();
     if constexpr (kIsFused) arrive_at_cluster();
   }
 
-  // Starts copying the slot's weights, a row a lane. Whoever needs them waits with wait_weights.
+  // Starts copying the slot's weights, an item a warp and 16 bytes a lane. Whoever needs them waits with wait_weights.
   __device__ void fetch_weights() {
     parity ^= 1;
-    const int num_bytes = block_columns() * sizeof(T);
+    const int num_columns = block_columns();
 #pragma unroll 1
-    for (int item = warp; item < kNumItems; item += num_warps) {
-      int first_row, place;
-      const Segment segment = find_segment(item, first_row);
-      const T* source = find_vector(item, lane % 2, place);
-      if (lane < 8) source = find_row(segment, first_row + lane), place = place_row(segment, first_row + lane);
-      if (lane >= 10 || num_bytes == 0) source = nullptr;
-      const int num_rows = __popc(__ballot_sync(kAllLanes, source != nullptr));
-      if (lane == 0) expect_bytes(&barriers[segment.part], num_rows * num_bytes);
-      __syncwarp();
-      if (source == nullptr) continue;
-      copy_bytes(weights + place * row_stride, source, num_bytes, &barriers[segment.part]);
+    for (int number = warp; number < kNumItems; number += num_warps) {
+      const Item item = find_item(number);
+      T* target = weights + item.to_row * row_stride;
+#pragma unroll 1
+      for (int column = kChunk * lane; column < num_columns; column += 32 * kChunk) {
+#pragma unroll
+        for (int r = 0; r < 8; ++r) {
+          if (r >= item.count) continue;
+          copy_chunk(target + place_row(item, r) * row_stride + column, item.rows + r * p.hidden_size + column);
+        }
+      }
+      fetch_vectors(number, num_columns);
+      arrive_with_chunks(&barriers[item.part]);
+    }
+  }
+
+  __device__ void fetch_vectors(int number, int num_columns) const {
+    if (number != 0 && number != kInItems) return;
+#pragma unroll 1
+    for (int index = 0; index < 2; ++index) {
+      int place;
+      const T* source = find_vector(number, index, place);
+      if (source == nullptr) return;
+#pragma unroll 1
+      for (int column = kChunk * lane; column < num_columns; column += 32 * kChunk) {
+        copy_chunk(weights + place * row_stride + column, source + column);
+      }
     }
   }
 
@@ -503,18 +512,17 @@ struct Boundary {
     for (int c = lane; source != nullptr && c < columns; c += 32) target[c] = source[c];
   }
 
-  // The same without the copy engine, for one part: done when it returns.
+  // The same at once, for one part: done when it returns.
   __device__ void load_weights(int wanted) {
-    for (int item = warp; item < kNumItems; item += num_warps) {
-      int first_row;
-      const Segment segment = find_segment(item, first_row);
-      if (segment.part != wanted) continue;
-      for (int r = first_row; r < first_row + 8; ++r) {
-        copy_row(place_row(segment, r), find_row(segment, r));
+    for (int number = warp; number < kNumItems; number += num_warps) {
+      const Item item = find_item(number);
+      if (item.part != wanted) continue;
+      for (int r = 0; r < item.count; ++r) {
+        copy_row(item.to_row + place_row(item, r), item.rows + static_cast<int64_t>(r) * p.hidden_size);
       }
       for (int index = 0; index < 2; ++index) {
         int place;
-        const T* source = find_vector(item, index, place);
+        const T* source = find_vector(number, index, place);
         copy_row(place, source);
       }
     }
@@ -955,6 +963,7 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
     boundary_fused_kernel(const __grid_constant__ BoundaryParams p) {
 #if __CUDA_ARCH__ >= 900  // elsewhere never launched
   Boundary<T, kGateTiles, kRankTiles, Part::kFused> work(p, shared_memory);
+  work.init_barriers();
   const Prefetcher<T> prefetcher(p, work.lane, work.first_column - 8 * work.quad);
   const int2 range = find_range(p);
   bool is_prepared = false, is_first = true;  // weights may be on their way while the previous kernel runs
@@ -1018,6 +1027,7 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
     boundary_unit_kernel(const __grid_constant__ BoundaryParams p) {
 #if __CUDA_ARCH__ >= 900
   Boundary<T, kGateTiles, kRankTiles, Part::kUnit> work(p, shared_memory);
+  work.init_barriers();
   const int cluster = blockIdx.x / p.num_blocks;
   const int2 all_flags = read_flags(p, work.lane);
   int2 tile = read_tile(p, min(cluster, p.num_tiles - 1));

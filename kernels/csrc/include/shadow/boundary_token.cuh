@@ -76,11 +76,17 @@ struct TokenBoundary {
     return flags & (kUpdate | kInject);
   }
 
-  __device__ void prepare() {
+  // First of all: the fence waits for every load that its thread has asked for before, and the block for that thread.
+  __device__ void init_barriers() const {
+    if (threadIdx.x != 0) return;
+    init_barrier(&barriers[0], 1), init_barrier(&barriers[1], 1);
+    fence_barriers();
+  }
+
+  // What is sent to this block may come before it expects it.
+  __device__ void prepare() const {
     if (threadIdx.x == 0) {
       const int num_reduced = flags & kNorm ? TokenSums::kItems : TokenSums::kNormWeight;
-      init_barrier(&barriers[0], 1), init_barrier(&barriers[1], 1);
-      fence_copies();
       expect_bytes(&barriers[0], 4 * num_reduced * p.num_blocks);
       expect_bytes(&barriers[1], 4 * TokenSums::kProjected * p.num_blocks);
     }
@@ -423,6 +429,7 @@ __global__ void __launch_bounds__(32 * kWarps, kTokenRegisterWarps / kWarps)
 #if __CUDA_ARCH__ >= 900
   using Work = TokenBoundary<kWarps, kBlocks>;
   Work work(p, shared_memory);
+  work.init_barriers();
   work.prefetch_activations();
   if (!work.take_token()) {
     if (work.token == 0) wait_for_previous_kernel();  // else this kernel could end before that one

@@ -47,8 +47,8 @@ __device__ inline void init_barrier(uint64_t* barrier, int num_arrivals) {
                "r"(num_arrivals));
 }
 
-// Makes barriers and shared memory that threads wrote visible to the copy engine.
-__device__ inline void fence_copies() {
+// Makes barriers visible to whoever sends to this block.
+__device__ inline void fence_barriers() {
   asm volatile("fence.mbarrier_init.release.cluster;\n\tfence.proxy.async.shared::cta;" :::
                    "memory");
 }
@@ -61,14 +61,15 @@ __device__ inline void expect_bytes(uint64_t* barrier, int num_bytes) {
                : "memory");
 }
 
-// Starts copying num_bytes, a multiple of 16, from global to shared memory; both sides lie on 16 bytes.
-__device__ inline void copy_bytes(void* target, const void* source, int num_bytes,
-                                  uint64_t* barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared_address(target)),
-      "l"(source), "r"(num_bytes), "r"(shared_address(barrier))
-      : "memory");
+// Starts copying 16 bytes from global to shared memory; both sides lie on 16 bytes.
+__device__ inline void copy_chunk(void* target, const void* source) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(shared_address(target)), "l"(source)
+               : "memory");
+}
+
+// Arrives at the barrier when all chunks that this thread has begun to copy are there.
+__device__ inline void arrive_with_chunks(uint64_t* barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(shared_address(barrier)) : "memory");
 }
 
 __device__ inline void wait_barrier(uint64_t* barrier, int parity) {
@@ -80,7 +81,7 @@ __device__ inline void wait_barrier(uint64_t* barrier, int parity) {
       : "memory");
 }
 
-// The block has started and its barriers are ready; fence_copies comes first. Relaxed: a release would wait for all of
+// The block has started and its barriers are ready; fence_barriers comes first. Relaxed: a release would wait for all of
 // the block's global memory traffic.
 __device__ inline void arrive_at_cluster() {
   asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
@@ -133,9 +134,10 @@ __device__ inline void release_next_kernel() { asm volatile("griddepcontrol.laun
 #else  // never called: launch_boundary takes the separate kernels below compute capability 9.0
 
 __device__ inline void init_barrier(uint64_t*, int) {}
-__device__ inline void fence_copies() {}
+__device__ inline void fence_barriers() {}
 __device__ inline void expect_bytes(uint64_t*, int) {}
-__device__ inline void copy_bytes(void*, const void*, int, uint64_t*) {}
+__device__ inline void copy_chunk(void*, const void*) {}
+__device__ inline void arrive_with_chunks(uint64_t*) {}
 __device__ inline void wait_barrier(uint64_t*, int) {}
 __device__ inline void arrive_at_cluster() {}
 __device__ inline void wait_for_cluster() {}

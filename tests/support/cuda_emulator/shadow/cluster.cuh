@@ -26,7 +26,7 @@ inline void init_barrier(uint64_t* place, int num_arrivals) {
   barrier_at(place) = {num_arrivals, num_arrivals, 0, 0};
 }
 
-inline void fence_copies() {}
+inline void fence_barriers() {}
 
 inline void expect_bytes(uint64_t* place, int num_bytes) {
   emulator::Barrier& barrier = barrier_at(place);
@@ -35,18 +35,23 @@ inline void expect_bytes(uint64_t* place, int num_bytes) {
   emulator::complete(barrier);
 }
 
-inline void copy_bytes(void* target, const void* source, int num_bytes, uint64_t* place) {
-  if (num_bytes % 16 || reinterpret_cast<uintptr_t>(target) % 16 ||
-      reinterpret_cast<uintptr_t>(source) % 16) {
-    std::fprintf(stderr, "copy_bytes: not on 16 bytes\n");
+inline void copy_chunk(void* target, const void* source) {
+  if (reinterpret_cast<uintptr_t>(target) % 16 || reinterpret_cast<uintptr_t>(source) % 16) {
+    std::fprintf(stderr, "copy_chunk: not on 16 bytes\n");
     std::abort();
   }
+  emulator::current->chunks.push_back([=] { std::memcpy(target, source, 16); });
+}
+
+// The thread's chunks may come at any time before its arrival: here with it.
+inline void arrive_with_chunks(uint64_t* place) {
   emulator::Barrier* barrier = &barrier_at(place);
-  emulator::current->block->cluster->in_flight.push_back([=] {
-    std::memcpy(target, source, num_bytes);
-    barrier->bytes -= num_bytes;
+  emulator::current->block->cluster->in_flight.push_back([barrier, chunks = std::move(emulator::current->chunks)] {
+    for (const auto& copy : chunks) copy();
+    --barrier->pending;
     emulator::complete(*barrier);
   });
+  emulator::current->chunks.clear();
 }
 
 inline void wait_barrier(uint64_t* place, int parity) {
