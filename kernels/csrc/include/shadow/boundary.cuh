@@ -43,6 +43,7 @@ constexpr int kSampleColumns = 8;      // two a lane of a quad
 constexpr int kPadBytes = 16;          // behind each weight row: rows start in different banks
 constexpr int kWeightBarriers = 3, kSumBarriers = 2;  // of three parts' weights, of two sums
 constexpr int kBarrierBytes = (8 * (kWeightBarriers + kSumBarriers) + 15) / 16 * 16;
+constexpr int kPiledClusters = 6;      // of a launch, the first ones
 constexpr float kNormEps = 1e-5f;
 constexpr unsigned kAllLanes = 0xffffffffu;
 
@@ -262,7 +263,7 @@ struct Boundary {
 
   __device__ Boundary(const BoundaryParams& params, char* shared) : p(params) {
     lane = threadIdx.x % 32, row = lane / 4, quad = lane % 4;
-    warp = threadIdx.x / 32, block = blockIdx.x % p.num_blocks;
+    warp = threadIdx.x / 32, block = kIsFused ? rank_in_cluster() : blockIdx.x % p.num_blocks;
     block_column = block * num_warps * kSliceColumns;
     first_column = block_column + warp * kSliceColumns + 8 * quad;
     barriers = reinterpret_cast<uint64_t*>(shared);
@@ -924,7 +925,7 @@ extern __shared__ __align__(16) char shared_memory[];
 
 // The units of a cluster, two a tile: a range, or one tile's.
 __device__ inline int2 find_range(const BoundaryParams& p) {
-  const int cluster = blockIdx.x / p.num_blocks;
+  const int cluster = cluster_index();
   if (p.num_clusters >= p.num_tiles) return {2 * cluster, 2 * cluster + 2};
   const int num_units = 2 * count_tiles(p, read_tile(p, p.num_tiles - 1));
   const int share = (num_units + p.num_clusters - 1) / p.num_clusters;
@@ -1020,7 +1021,8 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
 }
 
 // One unit a cluster: all used tiles' first halves, then their second ones, which are often empty. What a step can have
-// and has not comes last: those clusters have nothing to do, and nobody waits for a place that they take.
+// and has not comes last: those clusters have nothing to do, and nobody waits for a place that they take. The very last ones
+// begin first: a device piles the first clusters up on the multiprocessors that are free first.
 template <typename T, int kGateTiles, int kRankTiles>
 __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankTiles>>(),
                                   unit_blocks<T, kGateTiles>())
@@ -1028,7 +1030,8 @@ __global__ void __launch_bounds__(32 * cluster_warps<T, Shape<kGateTiles, kRankT
 #if __CUDA_ARCH__ >= 900
   Boundary<T, kGateTiles, kRankTiles, Part::kUnit> work(p, shared_memory);
   work.init_barriers();
-  const int cluster = blockIdx.x / p.num_blocks;
+  const int place = cluster_index() - min(kPiledClusters, p.num_clusters - 1);
+  const int cluster = place < 0 ? place + p.num_clusters : place;
   const int2 all_flags = read_flags(p, work.lane);
   int2 tile = read_tile(p, min(cluster, p.num_tiles - 1));
   const int half = cluster >= p.num_tiles || tile.x < 0;
