@@ -23,6 +23,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from random_adapter import write_adapter
+
 # name: hidden, MLP, layers, heads, KV heads, tied embeddings
 SHAPES = {
     "0.6b": (1024, 3072, 28, 16, 8, True),
@@ -57,64 +59,6 @@ def write_shape(name: str, directory: Path, num_layers: int | None) -> Path:
         "eos_token_id": 151645,
     }
     (directory / "config.json").write_text(json.dumps(config))
-    return directory
-
-
-def write_adapter(base: Path, directory: Path, seed: int) -> Path:
-    """Write a random paper-format adapter: rank 16, gate 8, one shadow layer with MLP 256 and 8 heads."""
-    import torch
-    from safetensors.torch import save_file
-
-    config = json.loads((base / "config.json").read_text())
-    hidden, layers, kv_heads = (
-        config["hidden_size"],
-        config["num_hidden_layers"],
-        config["num_key_value_heads"],
-    )
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = torch.Generator(device).manual_seed(seed)
-
-    def normal(*dims: int) -> Any:
-        return (torch.randn(*dims, device=device, generator=generator) * 0.01).bfloat16().cpu()
-
-    rank, gate, heads, mlp, head_dim = 16, 8, 8, 256, 128
-    tensors = {
-        "shadow_injection_model.injection_downs": normal(layers - 1, hidden, rank),
-        "shadow_injection_model.injection_ups": normal(layers - 1, rank, hidden),
-        "shadow_update_model.hidden_norm.weight": torch.ones(hidden).bfloat16(),
-        "shadow_update_model.hidden_norm.bias": torch.zeros(hidden).bfloat16(),
-        "shadow_model.norm.weight": torch.ones(hidden).bfloat16(),
-    }
-    for layer in range(layers - 1):
-        for kind, last in (("gates", 2), ("transforms", 3)):
-            prefix = f"shadow_update_model.update_{kind}.{layer}."
-            tensors[f"{prefix}0.weight"] = normal(gate, hidden)
-            tensors[f"{prefix}{last}.weight"] = normal(hidden, gate)
-    attention, mlp_prefix = "shadow_model.layers.0.self_attn.", "shadow_model.layers.0.mlp."
-    tensors |= {
-        "shadow_model.layers.0.input_layernorm.weight": torch.ones(hidden).bfloat16(),
-        "shadow_model.layers.0.post_attention_layernorm.weight": torch.ones(hidden).bfloat16(),
-        f"{attention}q_norm.weight": torch.ones(head_dim).bfloat16(),
-        f"{attention}k_norm.weight": torch.ones(head_dim).bfloat16(),
-        f"{attention}q_proj.weight": normal(heads * head_dim, hidden),
-        f"{attention}k_proj.weight": normal(kv_heads * head_dim, hidden),
-        f"{attention}v_proj.weight": normal(kv_heads * head_dim, hidden),
-        f"{attention}o_proj.weight": normal(hidden, heads * head_dim),
-        f"{mlp_prefix}gate_proj.weight": normal(mlp, hidden),
-        f"{mlp_prefix}up_proj.weight": normal(mlp, hidden),
-        f"{mlp_prefix}down_proj.weight": normal(hidden, mlp),
-    }
-    directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / "shadow_adapter.safetensors")
-    settings = {
-        "num_shadow_layers": 1,
-        "injection_hidden_size": rank,
-        "gate_hidden_size": gate,
-        "alpha": 0.1,
-        "shadow_intermediate_size": mlp,
-        "shadow_num_attention_heads": heads,
-    }
-    (directory / "shadow_config.json").write_text(json.dumps(settings))
     return directory
 
 

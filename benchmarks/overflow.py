@@ -23,7 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import SHAPES, environment, write_adapter, write_shape
+from engine import SHAPES, environment, write_shape
+from random_adapter import write_adapter
 
 TINY_VOCAB = 4096
 MODELS = SHAPES | {"tiny": (256, 512, 4, 8, 2, True)}

@@ -11,7 +11,8 @@ the other, and only then do the start-up seconds say something. `--profile` writ
 runs, for `profile_report.py`.
 
 Engines: `base` is vLLM without this plugin; `lora` vLLM's multi-LoRA as it comes, rank 16 on all linears; `lora-best`
-the same with the settings that make it fastest; `shadow` this project, rank 16, gate 8, one shadow layer.
+the same with the settings that make it fastest; `shadow` this project, rank 16, gate 8, one shadow layer;
+`shadow-peft` the same with adapters in peft's format, which couple at every layer.
 """
 
 from __future__ import annotations
@@ -30,8 +31,9 @@ from checkout import make_importable
 make_importable()
 
 from contestant import Case, Contestant, Job  # noqa: E402
-from engine import SHAPES, environment, write_adapter, write_shape  # noqa: E402
+from engine import SHAPES, environment, write_shape  # noqa: E402
 from lora_adapter import RANK, write_lora  # noqa: E402
+from random_adapter import AdapterFormat, write_adapter  # noqa: E402
 
 ENGINES = ("base", "lora", "lora-best", "shadow")
 TABLE = "1:1,8:8,32:32,128:1,128:32,32:0,32:32:prefill"
@@ -129,7 +131,7 @@ class Field:
         return Job(
             mode=mode,
             model=str(self._base),
-            adapters=getattr(self, f"_{mode}_adapters")(),
+            adapters=self._adapters(engine),
             arguments=self._arguments(engine)
             | (self._lora_arguments(engine) if mode == "lora" else {}),
             # The plugin is not registered where it is not measured.
@@ -140,8 +142,10 @@ class Field:
             vocab=self._config["vocab_size"],
         )
 
-    def _base_adapters(self) -> dict[str, str]:
-        return {}
+    def _adapters(self, engine: str) -> dict[str, str]:
+        if engine.startswith("shadow"):
+            return self._shadow_adapters("peft" if engine == "shadow-peft" else "paper")
+        return {} if engine == "base" else self._lora_adapters()
 
     def _lora_adapters(self) -> dict[str, str]:
         directory = self._work / "lora"
@@ -150,11 +154,11 @@ class Field:
         # vLLM gives every id a slot of its own, whatever the bytes.
         return {f"a{i}": str(directory) for i in range(self._count)}
 
-    def _shadow_adapters(self) -> dict[str, str]:
-        names = [f"a{i}" for i in range(self._count)]
+    def _shadow_adapters(self, checkpoint_format: AdapterFormat) -> dict[str, str]:
+        folder = self._work / checkpoint_format
         return {
-            name: str(write_adapter(self._base, self._work / name, i))
-            for i, name in enumerate(names)
+            f"a{i}": str(write_adapter(self._base, folder / f"a{i}", i, checkpoint_format))
+            for i in range(self._count)
         }
 
     def _lora_arguments(self, engine: str) -> dict[str, Any]:
