@@ -314,7 +314,7 @@ def run_family(family: str, options: argparse.Namespace, *, is_first: bool) -> d
 
 def main() -> None:
     """Run both families and write the report."""
-    from engine import environment
+    from environment import environment
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

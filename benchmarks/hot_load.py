@@ -154,8 +154,8 @@ def main() -> None:
 
 def write_8b(folder: Path) -> tuple[Path, Path]:
     """Write the base's config and one adapter of the published Qwen3-8B shape."""
-    from engine import write_shape
     from random_adapter import write_adapter
+    from shape import write_shape
 
     base = write_shape("8b", folder / "base", None)
     return base, write_adapter(base, folder / "first", 0)

@@ -24,7 +24,7 @@ from checkout import make_importable
 
 make_importable()
 
-from engine import environment  # noqa: E402
+from environment import environment  # noqa: E402
 
 from canary_server import CPU_OPTIONS, canary_server  # noqa: E402
 from hot_swap_run import SwapRun, SwapSettings  # noqa: E402

@@ -22,7 +22,7 @@ from checkout import make_importable
 
 make_importable()
 
-from engine import environment  # noqa: E402
+from environment import environment  # noqa: E402
 
 from noisy_tenant_run import NoiseRun, NoiseSettings  # noqa: E402
 from tenant_server import NUMBERS, tenant_server  # noqa: E402

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from engine import SHAPES, environment, write_shape
+from environment import environment
 from random_adapter import write_adapter
+from shape import SHAPES, write_shape
 
 TINY_VOCAB = 4096
 MODELS = SHAPES | {"tiny": (256, 512, 4, 8, 2, True)}

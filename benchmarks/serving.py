@@ -1,6 +1,7 @@
 """Speed of shadow adapters against the bare base and against vLLM's multi-LoRA, engines in turn in one run.
 
     python benchmarks/serving.py                                        a random tiny shape on a CPU
+    python benchmarks/serving.py --model demo --engines base,shadow     the shipped demo with its adapters on a CPU
     python benchmarks/serving.py --model 8b --out result.json           the table of the Qwen3-8B shape on a GPU
     python benchmarks/serving.py --model 8b --layers 8 --engines base,shadow --cases 1:1,8:8,32:32
 
@@ -31,9 +32,10 @@ from checkout import make_importable
 make_importable()
 
 from contestant import Case, Contestant, Job  # noqa: E402
-from engine import SHAPES, environment, write_shape  # noqa: E402
+from environment import environment  # noqa: E402
 from lora_adapter import RANK, write_lora  # noqa: E402
 from random_adapter import AdapterFormat, write_adapter  # noqa: E402
+from shape import SHAPES, write_shape  # noqa: E402
 
 ENGINES = ("base", "lora", "lora-best", "shadow")
 TABLE = "1:1,8:8,32:32,128:1,128:32,32:0,32:32:prefill"
@@ -75,7 +77,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=[*TINY, *SHAPES], default="tiny")
+    parser.add_argument("--model", choices=["demo", *TINY, *SHAPES], default="tiny")
     parser.add_argument("--layers", type=int, help="base layers instead of the shape's own")
     parser.add_argument("--engines", type=lambda text: text.split(","), default=list(ENGINES))
     parser.add_argument("--cases", default=TABLE)
@@ -117,13 +119,20 @@ class Field:
     def __init__(self, options: argparse.Namespace, cases: list[Case], work: Path) -> None:
         SHAPES.update(TINY)
         self._options, self._cases, self._work = options, cases, work
-        self._is_tiny = options.model in TINY
-        self._base = write_shape(options.model, work / "base", options.layers)
+        self._is_demo, self._is_tiny = options.model == "demo", options.model in TINY
+        self._base = self._write_base()
         self._config = json.loads((self._base / "config.json").read_text())
         if self._is_tiny:
             self._config["vocab_size"] = 4096
             (self._base / "config.json").write_text(json.dumps(self._config))
-        self._count = max(1, *(case.distinct for case in cases))
+        self._count = max([1, *(case.distinct for case in cases)])
+
+    def _write_base(self) -> Path:
+        if self._is_demo:
+            from shadow_server.demo import demo_model_path
+
+            return demo_model_path()
+        return write_shape(self._options.model, self._work / "base", self._options.layers)
 
     def job(self, engine: str) -> Job:
         """Return what to start for an engine's name."""
@@ -137,15 +146,31 @@ class Field:
             # The plugin is not registered where it is not measured.
             environment=({} if mode == "shadow" else {"VLLM_PLUGINS": ""})
             | ({"VLLM_LORA_ENABLE_DUAL_STREAM": "1"} if engine == "lora-best" else {})
-            | (CPU_ENVIRONMENT if self._is_tiny else {})
+            | (CPU_ENVIRONMENT if self._is_on_cpu else {})
             | {"VLLM_LOGGING_LEVEL": "ERROR"},
             vocab=self._config["vocab_size"],
         )
 
+    @property
+    def _is_on_cpu(self) -> bool:
+        return self._is_demo or self._is_tiny
+
     def _adapters(self, engine: str) -> dict[str, str]:
+        if self._is_demo and engine == "shadow":
+            return self._demo_adapters()
         if engine.startswith("shadow"):
             return self._shadow_adapters("peft" if engine == "shadow-peft" else "paper")
         return {} if engine == "base" else self._lora_adapters()
+
+    def _demo_adapters(self) -> dict[str, str]:
+        from shadow_server.demo import demo_adapter_paths
+
+        adapters = {name: str(path) for name, path in demo_adapter_paths().items()}
+        if self._count > len(adapters):
+            raise ValueError(
+                f"the demo has {len(adapters)} adapters, a case asks for {self._count}"
+            )
+        return adapters
 
     def _lora_adapters(self) -> dict[str, str]:
         directory = self._work / "lora"
@@ -176,7 +201,7 @@ class Field:
         return {
             "profiler": "torch",
             "torch_profiler_dir": str(folder),
-            "torch_profiler_activities": ["CPU"] if self._is_tiny else ["CUDA"],
+            "torch_profiler_activities": ["CPU"] if self._is_on_cpu else ["CUDA"],
             "torch_profiler_with_stack": False,
             "torch_profiler_use_gzip": False,
             "ignore_frontend": True,
@@ -185,16 +210,16 @@ class Field:
     def _arguments(self, engine: str) -> dict[str, Any]:
         sizes = sorted({case.batch for case in self._cases})
         arguments: dict[str, Any] = {
-            "load_format": "dummy",
+            "load_format": "auto" if self._is_demo else "dummy",
             "skip_tokenizer_init": True,
-            "max_model_len": 2048,
+            "max_model_len": 1024 if self._is_demo else 2048,
             "max_num_seqs": max(sizes),
             "enable_prefix_caching": False,
             "disable_log_stats": False,  # requests know when their tokens came
         }
         if self._options.profile:
             arguments["profiler_config"] = self._profiler(engine)
-        if self._is_tiny:
+        if self._is_on_cpu:
             return arguments | {"dtype": "float32", "enforce_eager": True, "block_size": 32}
         return arguments | {
             "dtype": "bfloat16",
@@ -294,8 +319,10 @@ def main() -> int:
                 rows.append(measure(case, engines, options.repeats).to_json())
                 print(json.dumps(rows[-1]), flush=True)
                 write_report(options.out, rows, seconds if options.one_by_one else {})
-                if options.profile:
-                    profiled = {n: e for n, e in engines.items() if n in options.profiled}
+            if options.profile:
+                # Behind all rows: an engine that has been profiled once is slower from then on.
+                profiled = {n: e for n, e in engines.items() if n in options.profiled}
+                for case in cases:
                     profile(case, profiled, options.profile)
         finally:
             for engine in engines.values():

@@ -25,10 +25,11 @@ from checkout import make_importable
 make_importable()
 
 from contestant import Contestant, Job  # noqa: E402
-from engine import SHAPES, environment, write_shape  # noqa: E402
+from environment import environment  # noqa: E402
 from lora_adapter import RANK, write_lora  # noqa: E402
 from random_adapter import write_adapter  # noqa: E402
 from serving import CPU_ENVIRONMENT, TINY  # noqa: E402
+from shape import SHAPES, write_shape  # noqa: E402
 
 ENGINES = ("base", "lora", "shadow")
 
