@@ -38,7 +38,7 @@ test-timing: setup
 	@$(BIN)/python -m pytest -q -m timing
 
 bench: setup
-	@$(BIN)/python benchmarks/serving.py --model demo --engines base,shadow --cases 1:1,8:5,32:5,32:0
+	@$(BIN)/python benchmarks/engine.py --model demo
 
 hooks: setup
 	@$(BIN)/pre-commit install

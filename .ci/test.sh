@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The test suites of a machine without a GPU: units on two workers that share the machine, then, with nothing beside them,
-# units that bound real time (marker `alone`), everything that starts a real engine, and the slow ones.
+# The test suites of a machine without a GPU: units on two workers that share the machine, quick ones and then slow ones; then,
+# with nothing beside them, units that bound real time (marker `alone`) and everything that starts a real engine.
 # Before them, what they start beside Python.
 #
 #   WORKERS  of the unit tests (default 2)
@@ -13,13 +13,15 @@ readonly WORKERS=${WORKERS:-2}
 # suite SECONDS MARKERS [OPTION...]: no single test, its fixtures included, may take longer than SECONDS.
 suite() { "${VENV:-.venv}/bin/python" -m pytest -q --durations=5 --timeout="$1" -m "$HERE and $2" "${@:3}"; }
 
-# shared SECONDS MARKERS: the same on several workers, which take turns on the cores; their tensors take one each.
-shared() { OMP_NUM_THREADS=1 suite "$@" --numprocesses="$WORKERS" --dist=loadscope; }
+# shared SECONDS MARKERS OPTION...: the same on several workers, which take turns on the cores; their tensors take one each.
+shared() { OMP_NUM_THREADS=1 suite "$@" --numprocesses="$WORKERS"; }
 
 stage "services" .ci/services.sh
-stage "unit tests" shared 300 "not alone and not engine and not slow"
+stage "unit tests" shared 300 "not alone and not engine and not slow" --dist=loadscope
+# One by one: a module of sixty takes longer than all the others together.
+stage "slow unit tests" shared 1200 "slow and not alone and not engine" --dist=worksteal
 # Not among the engine tests: in a process as large as theirs, collecting garbage alone breaks a bound.
-stage "unit tests alone" suite 300 "alone and not engine and not slow"
+stage "unit tests alone" suite 300 "alone and not engine"
 stage "engine tests" suite 1200 "engine and not slow"
-stage "slow tests" suite 1200 "slow"
+stage "slow engine tests" suite 1200 "engine and slow"
 finish

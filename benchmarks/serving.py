@@ -1,7 +1,6 @@
 """Speed of shadow adapters against the bare base and against vLLM's multi-LoRA, engines in turn in one run.
 
     python benchmarks/serving.py                                        a random tiny shape on a CPU
-    python benchmarks/serving.py --model demo --engines base,shadow     the shipped demo with its adapters on a CPU
     python benchmarks/serving.py --model 8b --out result.json           the table of the Qwen3-8B shape on a GPU
     python benchmarks/serving.py --model 8b --layers 8 --engines base,shadow --cases 1:1,8:8,32:32
 
@@ -77,7 +76,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=["demo", *TINY, *SHAPES], default="tiny")
+    parser.add_argument("--model", choices=[*TINY, *SHAPES], default="tiny")
     parser.add_argument("--layers", type=int, help="base layers instead of the shape's own")
     parser.add_argument("--engines", type=lambda text: text.split(","), default=list(ENGINES))
     parser.add_argument("--cases", default=TABLE)
@@ -119,20 +118,13 @@ class Field:
     def __init__(self, options: argparse.Namespace, cases: list[Case], work: Path) -> None:
         SHAPES.update(TINY)
         self._options, self._cases, self._work = options, cases, work
-        self._is_demo, self._is_tiny = options.model == "demo", options.model in TINY
-        self._base = self._write_base()
+        self._is_tiny = options.model in TINY
+        self._base = write_shape(options.model, work / "base", options.layers)
         self._config = json.loads((self._base / "config.json").read_text())
         if self._is_tiny:
             self._config["vocab_size"] = 4096
             (self._base / "config.json").write_text(json.dumps(self._config))
         self._count = max([1, *(case.distinct for case in cases)])
-
-    def _write_base(self) -> Path:
-        if self._is_demo:
-            from shadow_server.demo import demo_model_path
-
-            return demo_model_path()
-        return write_shape(self._options.model, self._work / "base", self._options.layers)
 
     def job(self, engine: str) -> Job:
         """Return what to start for an engine's name."""
@@ -146,31 +138,15 @@ class Field:
             # The plugin is not registered where it is not measured.
             environment=({} if mode == "shadow" else {"VLLM_PLUGINS": ""})
             | ({"VLLM_LORA_ENABLE_DUAL_STREAM": "1"} if engine == "lora-best" else {})
-            | (CPU_ENVIRONMENT if self._is_on_cpu else {})
+            | (CPU_ENVIRONMENT if self._is_tiny else {})
             | {"VLLM_LOGGING_LEVEL": "ERROR"},
             vocab=self._config["vocab_size"],
         )
 
-    @property
-    def _is_on_cpu(self) -> bool:
-        return self._is_demo or self._is_tiny
-
     def _adapters(self, engine: str) -> dict[str, str]:
-        if self._is_demo and engine == "shadow":
-            return self._demo_adapters()
         if engine.startswith("shadow"):
             return self._shadow_adapters("peft" if engine == "shadow-peft" else "paper")
         return {} if engine == "base" else self._lora_adapters()
-
-    def _demo_adapters(self) -> dict[str, str]:
-        from shadow_server.demo import demo_adapter_paths
-
-        adapters = {name: str(path) for name, path in demo_adapter_paths().items()}
-        if self._count > len(adapters):
-            raise ValueError(
-                f"the demo has {len(adapters)} adapters, a case asks for {self._count}"
-            )
-        return adapters
 
     def _lora_adapters(self) -> dict[str, str]:
         directory = self._work / "lora"
@@ -201,7 +177,7 @@ class Field:
         return {
             "profiler": "torch",
             "torch_profiler_dir": str(folder),
-            "torch_profiler_activities": ["CPU"] if self._is_on_cpu else ["CUDA"],
+            "torch_profiler_activities": ["CPU"] if self._is_tiny else ["CUDA"],
             "torch_profiler_with_stack": False,
             "torch_profiler_use_gzip": False,
             "ignore_frontend": True,
@@ -210,16 +186,16 @@ class Field:
     def _arguments(self, engine: str) -> dict[str, Any]:
         sizes = sorted({case.batch for case in self._cases})
         arguments: dict[str, Any] = {
-            "load_format": "auto" if self._is_demo else "dummy",
+            "load_format": "dummy",
             "skip_tokenizer_init": True,
-            "max_model_len": 1024 if self._is_demo else 2048,
+            "max_model_len": 2048,
             "max_num_seqs": max(sizes),
             "enable_prefix_caching": False,
             "disable_log_stats": False,  # requests know when their tokens came
         }
         if self._options.profile:
             arguments["profiler_config"] = self._profiler(engine)
-        if self._is_on_cpu:
+        if self._is_tiny:
             return arguments | {"dtype": "float32", "enforce_eager": True, "block_size": 32}
         return arguments | {
             "dtype": "bfloat16",

@@ -85,12 +85,3 @@ def test_made_adapters_of_two_seeds_differ(benchmark, tmp_path):
     made = [adapter.write_adapter(base, tmp_path / str(seed), seed) for seed in (0, 1)]
     digests = {load_adapter(path, geometry).manifest.digest for path in made}
     assert len(digests) == 2
-
-
-def test_a_case_of_more_adapters_than_the_demo_has_is_refused(benchmark, monkeypatch, tmp_path):
-    serving = benchmark("serving")
-    monkeypatch.setattr("sys.argv", ["serving.py", "--model", "demo", "--cases", "8:6"])
-    options = serving.parse()
-    field = serving.Field(options, serving.cases_of(options), tmp_path)
-    with pytest.raises(ValueError, match="5 adapters, a case asks for 6"):
-        field.job("shadow")

@@ -416,7 +416,6 @@ struct Boundary {
   // rows; four places apart those lie in different banks.
   __device__ static int spread(int of_row) { return of_row % 2 * 4 + of_row / 2; }
   __device__ static int spread_back(int place) { return place % 4 * 2 + place / 4; }
-  __device__ static bool is_spread(int to_row) { return to_row == S::kIn || to_row == S::kDown; }
 
   // Where an item's row r stands behind its first one.
   __device__ static int place_row(const Item& item, int r) {

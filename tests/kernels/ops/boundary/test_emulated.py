@@ -196,6 +196,22 @@ SABOTAGE = {
         "store_pair(item + 8, affine",
         "store_pair(item, affine",
     ),
+    "a lane's weights not waited for": (
+        "init_barrier(&barriers[0], 32 * kInItems)",
+        "init_barrier(&barriers[0], 32 * kInItems - 1)",
+    ),
+    "an arrival before its last copies": (
+        "fetch_vectors(number, num_columns);\n      arrive_with_chunks(&barriers[item.part]);",
+        "arrive_with_chunks(&barriers[item.part]);\n      fetch_vectors(number, num_columns);",
+    ),
+    "a row more than an adapter has": (
+        "if (r >= item.count) continue;",
+        "if (r > item.count) continue;",
+    ),
+    "the first clusters with the others' units": (
+        "place < 0 ? place + p.num_clusters",
+        "place < 0 ? place + kPiledClusters",
+    ),
 }
 
 
