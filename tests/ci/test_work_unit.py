@@ -10,7 +10,7 @@ from source_tree import ROOT
 from work_unit import ALONE, LONGEST, WHOLE_FOLDERS, by_length, number_doubles, runs_alone, unit_of
 
 SCRIPT = (ROOT / ".ci/test.sh").read_text()
-STAGES = re.findall(r'^stage ".*" (shared|suite) \d+ "(.*)"$', SCRIPT, re.MULTILINE)
+STAGES = re.findall(r'^stage ".*" (shared|suite) \d+ "([^"]*)"(?: --\S+)*$', SCRIPT, re.MULTILINE)
 (HERE,) = re.findall(r'^readonly HERE="(.*)"$', SCRIPT, re.MULTILINE)
 ELSEWHERE = {"gpu", "network", "timing"}
 MARKERS = ("alone", "engine", "slow", *sorted(ELSEWHERE))
@@ -30,7 +30,7 @@ def kinds_of_stages(markers: set[str]) -> list[str]:
     "markers", SUBSETS, ids=lambda markers: "-".join(sorted(markers)) or "none"
 )
 def test_a_test_is_in_one_stage_unless_it_runs_elsewhere(markers):
-    is_serial = markers & {"alone", "engine", "slow"}
+    is_serial = markers & {"alone", "engine"}
     expected = [] if markers & ELSEWHERE else ["suite" if is_serial else "shared"]
     assert kinds_of_stages(markers) == expected
 
