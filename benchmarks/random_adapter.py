@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-RANK, GATE, HEADS, MLP, HEAD_DIM = 16, 8, 8, 256, 128
+RANK, GATE, HEADS, MLP = 16, 8, 8, 256
 ALPHA = 0.1
 _SCALE = 0.01
 _PARTS = ("gate", "transform")
@@ -118,21 +118,22 @@ def _peft_boundaries(config: dict[str, Any], normal: Callable[..., Any]) -> dict
 def _backbone(config: dict[str, Any], prefix: str, normal: Callable[..., Any]) -> dict[str, Any]:
     import torch
 
-    hidden, kv_size = config["hidden_size"], config["num_key_value_heads"] * HEAD_DIM
+    hidden, head_dim = config["hidden_size"], config["head_dim"]
+    query_size, kv_size = HEADS * head_dim, config["num_key_value_heads"] * head_dim
     layer = f"{prefix}layers.0."
     attention, mlp = f"{layer}self_attn.", f"{layer}mlp."
     norms = {
         f"{prefix}norm.weight": hidden,
         f"{layer}input_layernorm.weight": hidden,
         f"{layer}post_attention_layernorm.weight": hidden,
-        f"{attention}q_norm.weight": HEAD_DIM,
-        f"{attention}k_norm.weight": HEAD_DIM,
+        f"{attention}q_norm.weight": head_dim,
+        f"{attention}k_norm.weight": head_dim,
     }
     return {name: torch.ones(size).bfloat16() for name, size in norms.items()} | {
-        f"{attention}q_proj.weight": normal(HEADS * HEAD_DIM, hidden),
+        f"{attention}q_proj.weight": normal(query_size, hidden),
         f"{attention}k_proj.weight": normal(kv_size, hidden),
         f"{attention}v_proj.weight": normal(kv_size, hidden),
-        f"{attention}o_proj.weight": normal(hidden, HEADS * HEAD_DIM),
+        f"{attention}o_proj.weight": normal(hidden, query_size),
         f"{mlp}gate_proj.weight": normal(MLP, hidden),
         f"{mlp}up_proj.weight": normal(MLP, hidden),
         f"{mlp}down_proj.weight": normal(hidden, MLP),

@@ -124,7 +124,7 @@ class Field:
         if self._is_tiny:
             self._config["vocab_size"] = 4096
             (self._base / "config.json").write_text(json.dumps(self._config))
-        self._count = max([1, *(case.distinct for case in cases)])
+        self._count = max(1, *(case.distinct for case in cases))
 
     def job(self, engine: str) -> Job:
         """Return what to start for an engine's name."""

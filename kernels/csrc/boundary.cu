@@ -182,9 +182,9 @@ int bytes_for_at_most(int num_blocks, int device) {
 TokenPlans plan_tokens(Kernel kernel, int num_slices, int num_blocks, int max_warps, int device) {
   const int num_warps = divide_up(num_slices, num_blocks);
   if (kernel == nullptr || num_warps > max_warps) return {};
+  const int used = token_shared_bytes(num_warps, num_blocks);
   TokenPlans plans;
   for (int i = 0; i < kDensities; ++i) {
-    const int used = token_shared_bytes(num_warps, num_blocks);
     const int bytes = i + 1 < kDensities ? std::max(used, bytes_for_at_most(i + 1, device)) : used;
     plans[i] = {num_warps, num_blocks, bytes, count_resident(kernel, num_blocks, num_warps, bytes)};
   }
