@@ -1,6 +1,6 @@
 """Verify `slot_linear` against the oracle at every shape, then time launch configurations. Prints JSON lines.
 
-    PYTHONPATH=kernels python kernels/benchmarks/slot_linear.py [--output FILE] [--tokens N ...] [--commit ID]
+    PYTHONPATH=kernels python kernels/benchmarks/slot_linear.py [--output FILE] [--tokens N ...] [--few] [--commit ID]
 
 Times are microseconds a call inside CUDA graphs over many layers' weights, more than the cache holds, so that weights
 come from memory as in a step. Beside the configurations stand `chosen` (what `choose_config` says), `dense` (one
@@ -22,9 +22,10 @@ import torch
 from boundary import DEVICE, MAX_GRAPH_CALLS, ROTATION_BYTES, environment, time_graph
 
 from shadow_kernels import StepSegments, slot_linear
-from shadow_kernels.ops.slot_linear.config import SlotLinearConfig
+from shadow_kernels.ops.slot_linear import cuda, triton
+from shadow_kernels.ops.slot_linear.config import SlotLinearConfig, choose_config
+from shadow_kernels.ops.slot_linear.cuda import Cut
 from shadow_kernels.ops.slot_linear.reference import slot_linear_reference
-from shadow_kernels.ops.slot_linear.triton import launch
 from shadow_kernels.testing import assert_close, popularity_slots
 
 DTYPE = torch.bfloat16
@@ -35,15 +36,22 @@ PROJECTIONS = [(4096, 3072), (1024, 4096), (4096, 512), (256, 4096)]
 BATCHES = [
     (1, 1),
     (8, 8),
+    (8, 1),
     (32, 32),
+    (32, 1),
+    (64, 64),
     (128, 1),
     (128, 32),
+    (256, 32),
     (512, 8),
+    (512, 32),
     (2048, 2),
     (2048, 32),
     (8192, 8),
 ]
 
+# "2x2": two groups of eight outputs and two octets of inputs at a time, of the CUDA kernel.
+CUTS = [Cut(1, 2), Cut(2, 2)]
 DECODE = [
     SlotLinearConfig(16, block_n, block_k, num_warps, num_stages)
     for block_n, block_k, num_warps, num_stages in (
@@ -83,19 +91,35 @@ class Shape:
         num_active = min(self.num_adapters, self.num_tokens)
         return num_active * self.num_inputs * self.num_outputs * DTYPE.itemsize
 
-    def candidates(self) -> list[SlotLinearConfig]:
-        """Return the configurations that are worth a try."""
-        if self.num_tokens <= 64:
-            return DECODE
-        return MEDIUM if self.num_tokens <= 512 else PREFILL
+    def candidates(self, is_full: bool) -> list[SlotLinearConfig | Cut]:
+        """Return what is worth a try; of Triton's configurations all, or the chosen one alone."""
+        chosen = choose_config(self.num_tokens, self.num_inputs, self.num_outputs, DTYPE)
+        programs = (
+            DECODE if self.num_tokens <= 64 else MEDIUM if self.num_tokens <= 512 else PREFILL
+        )
+        has_cuts = self.num_tokens <= cuda.MAX_TOKENS and cuda.can_run_on("cuda")
+        return [
+            *(CUTS if has_cuts else []),
+            *(programs if is_full else [chosen]),
+        ]
 
 
-def name_of(config: SlotLinearConfig) -> str:
+def launch(
+    config: SlotLinearConfig | Cut, x: torch.Tensor, weight: torch.Tensor, segments: StepSegments
+) -> torch.Tensor:
+    if isinstance(config, Cut):
+        return cuda.launch(x, weight, None, None, 1, segments.grouping, 0, config)
+    return triton.launch(x, weight, None, None, 1, segments.grouping, 0, config)
+
+
+def name_of(config: SlotLinearConfig | Cut) -> str:
+    if isinstance(config, Cut):
+        return f"{config.num_groups}x{config.num_octets}"
     sizes = (config.block_m, config.block_n, config.block_k, config.num_warps, config.num_stages)
     return "x".join(map(str, sizes))
 
 
-def verify(shape: Shape) -> dict[str, float]:
+def verify(shape: Shape, is_full: bool) -> dict[str, float]:
     """Return each configuration's worst row's error; raises where it is wrong."""
     slots = popularity_slots(
         "base_mixed", shape.num_tokens, shape.num_adapters, seed=shape.num_tokens
@@ -108,8 +132,8 @@ def verify(shape: Shape) -> dict[str, float]:
     rows = np.random.default_rng(0).permutation(shape.num_tokens)[:NUM_VERIFIED_ROWS]
     expected = slot_linear_reference(x[rows], weight, None, torch.from_numpy(slots[rows]), 0)
     errors = {}
-    for config in shape.candidates():
-        out = launch(x, weight, None, None, 1, segments.grouping, 0, config)
+    for config in shape.candidates(is_full):
+        out = launch(config, x, weight, segments)
         errors[name_of(config)] = assert_close(out[rows], expected, name_of(config))
     return errors
 
@@ -121,7 +145,7 @@ def grouped_mm(
     return lambda call: torch._grouped_mm(x, weights[call].transpose(1, 2), offs=ends)
 
 
-def measure(shape: Shape) -> dict[str, float]:
+def measure(shape: Shape, is_full: bool) -> dict[str, float]:
     """Return microseconds a call by configuration."""
     num_layers = max(2, min(MAX_GRAPH_CALLS, ROTATION_BYTES // shape.weight_bytes))
     size = (shape.num_adapters, shape.num_outputs, shape.num_inputs)
@@ -130,8 +154,8 @@ def measure(shape: Shape) -> dict[str, float]:
     segments.fill((np.arange(shape.num_tokens) % shape.num_adapters).astype(np.int32))
     x = torch.randn(shape.num_tokens, shape.num_inputs, device=DEVICE, dtype=DTYPE)
 
-    def run(config: SlotLinearConfig) -> Callable[[int], object]:
-        return lambda call: launch(x, weights[call], None, None, 1, segments.grouping, 0, config)
+    def run(config: SlotLinearConfig | Cut) -> Callable[[int], object]:
+        return lambda call: launch(config, x, weights[call], segments)
 
     def run_extents(num_rows: int, num_columns: int) -> Callable[[int], object]:
         extents = torch.tensor([[num_rows, num_columns]] * shape.num_adapters, device=DEVICE).int()
@@ -147,7 +171,7 @@ def measure(shape: Shape) -> dict[str, float]:
         "no_rows": run_extents(0, whole[1]),
         "grouped_mm": grouped_mm(x, weights, segments),
     }
-    bodies |= {name_of(config): run(config) for config in shape.candidates()}
+    bodies |= {name_of(config): run(config) for config in shape.candidates(is_full)}
     times = {}
     for name, body in bodies.items():
         try:
@@ -160,8 +184,8 @@ def measure(shape: Shape) -> dict[str, float]:
     return times
 
 
-def row_of(shape: Shape, bytes_per_us: float) -> dict[str, object]:
-    errors, times = verify(shape), measure(shape)
+def row_of(shape: Shape, bytes_per_us: float, is_full: bool) -> dict[str, object]:
+    errors, times = verify(shape, is_full), measure(shape, is_full)
     configs = {name: times[name] for name in errors if name in times}
     best = min(configs, key=configs.__getitem__)
     return {
@@ -177,6 +201,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--output", type=Path, help="write all rows as one JSON document")
     parser.add_argument("--tokens", nargs="+", type=int, help="only batches of these many tokens")
+    parser.add_argument(
+        "--few", action="store_true", help="of Triton's configurations only the chosen"
+    )
     parser.add_argument("--commit", default="unknown", help="what is measured")
     options = parser.parse_args()
     facts = environment(options.commit)
@@ -187,7 +214,7 @@ def main() -> int:
             continue
         for num_inputs, num_outputs in PROJECTIONS:
             shape = Shape(num_tokens, num_adapters, num_inputs, num_outputs)
-            rows.append(row_of(shape, facts["copy_gb_per_second"] * 1e3))  # type: ignore[operator]
+            rows.append(row_of(shape, facts["copy_gb_per_second"] * 1e3, not options.few))  # type: ignore[operator]
             print(json.dumps(rows[-1]), flush=True)
     if options.output:
         document = {"environment": facts, "rows": rows}

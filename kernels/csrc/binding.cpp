@@ -1,5 +1,5 @@
-// The boundary kernels as torch operators, over PyTorch's stable ABI: one build serves every PyTorch from 2.11 on.
-// Arguments arrive checked (shadow_kernels/ops/boundary); shapes and strides are read here, nothing is verified again.
+// The kernels as torch operators, over PyTorch's stable ABI: one build serves every PyTorch from 2.11 on.
+// Arguments arrive checked (shadow_kernels/ops); shapes and strides are read here, nothing is verified again.
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/stable/accelerator.h>
 #include <torch/csrc/stable/library.h>
@@ -10,6 +10,7 @@
 #include <string>
 
 #include "boundary.h"
+#include "slot_linear.h"
 
 namespace {
 
@@ -103,6 +104,36 @@ void boundary_(Tensor hidden, std::optional<Tensor> residual, Tensor state, Tens
   STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::boundary_: ", cudaGetErrorString(error));
 }
 
+// out is written whole. num_groups, num_octets: as SlotLinearCut has them. Up to 8 tokens, bf16 and fp16, rows and slots of x and weight on 16
+// bytes, inputs in whole groups of eight.
+void slot_linear(Tensor out, Tensor x, Tensor weight, std::optional<Tensor> bias, std::optional<Tensor> extents,
+                 int64_t num_chunks, Tensor adapter_slots, Tensor token_order, Tensor slot_starts, Tensor tiles,
+                 int64_t first_slot, int64_t num_tiles, int64_t num_groups, int64_t num_octets) {
+  const shadow::DataType type = data_type_of(x.scalar_type());
+  STD_TORCH_CHECK(type != shadow::DataType::kFloat32 && is_wide(x) && is_wide(weight),
+                  "shadow_cuda::slot_linear takes rows of bfloat16 and float16 on 16 bytes");
+  const int device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  shadow::SlotLinearParams params = {};
+  params.x = x.data_ptr(), params.x_stride = x.stride(0);
+  params.weight = weight.data_ptr(), params.weight_stride = weight.stride(0);
+  if (bias) params.bias = bias->data_ptr(), params.bias_stride = bias->stride(0);
+  if (extents) params.extents = integers_of(*extents), params.extents_stride = extents->stride(0);
+  params.out = out.data_ptr();
+  params.adapter_slots = integers_of(adapter_slots), params.token_order = integers_of(token_order);
+  params.slot_starts = integers_of(slot_starts);
+  params.tiles = integers_of(tiles), params.num_tiles = num_tiles;
+  params.num_tokens = x.size(0), params.num_inputs = x.size(1), params.num_outputs = weight.size(1);
+  params.first_slot = first_slot, params.num_class_slots = weight.size(0);
+  params.chunk_rows = params.num_outputs / num_chunks;
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  const shadow::SlotLinearCut cut = {static_cast<int>(num_groups), static_cast<int>(num_octets)};
+  const cudaError_t error = shadow::launch_slot_linear(params, type == shadow::DataType::kFloat16, cut,
+                                                       static_cast<cudaStream_t>(stream));
+  STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::slot_linear: ", cudaGetErrorString(error));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(shadow_cuda, m) {
@@ -114,10 +145,15 @@ STABLE_TORCH_LIBRARY(shadow_cuda, m) {
       "Tensor token_order, Tensor slot_starts, Tensor tiles, Tensor flags, Tensor scale, Tensor norm_weight, "
       "Tensor norm_bias, Tensor update_in, Tensor update_in_bias, Tensor update_out, "
       "Tensor update_out_bias, Tensor down, Tensor up, int num_tiles) -> ()");
+  m.def(
+      "slot_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? extents, int num_chunks, "
+      "Tensor adapter_slots, Tensor token_order, Tensor slot_starts, Tensor tiles, int first_slot, int num_tiles, "
+      "int num_groups, int num_octets) -> ()");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CUDA, m) {
   m.impl("boundary_", TORCH_BOX(&boundary_));
+  m.impl("slot_linear", TORCH_BOX(&slot_linear));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CompositeExplicitAutograd, m) {

@@ -8,6 +8,7 @@
 #include <tuple>
 #include <type_traits>
 
+#include "launch.h"
 #include "shadow/boundary.cuh"
 #include "shadow/boundary_tile.cuh"
 #include "shadow/boundary_token.cuh"
@@ -27,6 +28,8 @@ constexpr int kUnitWaves = 2;           // more units than that share what a clu
 constexpr int kTileShare = 5;           // eighths of the multiprocessors that full tiles have to occupy to get a block each
 
 using Kernel = void (*)(BoundaryParams);
+
+const void* address_of(Kernel kernel) { return reinterpret_cast<const void*>(kernel); }
 
 // What a shape needs to run: its kernels and its sizes.
 struct Instance {
@@ -99,40 +102,11 @@ int attribute(cudaDeviceAttr name, int device) {
   return value;
 }
 
-int divide_up(int value, int by) { return (value + by - 1) / by; }
-
 // Of the kernel for single tokens. Halves the blocks while each keeps few warps: small models need fewer exchanges.
 int token_blocks(int num_slices) {
   int blocks = kClusterBlocks;
   while (blocks > kFewestBlocks && divide_up(num_slices, blocks / 2) <= kTokenWarps / 2) blocks /= 2;
   return blocks;
-}
-
-// More than the default of dynamic shared memory has to be asked for, once for each kernel and device.
-cudaError_t allow_shared_memory(Kernel kernel, int bytes, bool is_fused) {
-  static std::mutex mutex;
-  static std::map<std::pair<Kernel, int>, int> allowed;
-  int device = 0;
-  if (cudaError_t error = cudaGetDevice(&device)) return error;
-  std::lock_guard<std::mutex> guard(mutex);
-  int& known = allowed[{kernel, device}];
-  if (bytes <= known) return cudaSuccess;
-  if (is_fused && known == 0) {
-    if (cudaError_t error =
-            cudaFuncSetAttribute(kernel, cudaFuncAttributeNonPortableClusterSizeAllowed, 1)) {
-      return error;
-    }
-  }
-  known = bytes;
-  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes);
-}
-
-// Lets a kernel start while the one in front of it still runs.
-cudaLaunchAttribute early_launch() {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
-  return attribute;
 }
 
 // Everything of a cluster launch but its size; `attributes` is storage for two.
@@ -153,7 +127,7 @@ cudaLaunchConfig_t cluster_config(int num_blocks, int num_warps, int shared_byte
 
 // Returns how many clusters of a kernel run at the same time, 0 where it does not fit the device.
 int count_resident(Kernel kernel, int num_blocks, int num_warps, int bytes) {
-  if (allow_shared_memory(kernel, bytes, true) != cudaSuccess) return 0;
+  if (allow_shared_memory(address_of(kernel), bytes, true) != cudaSuccess) return 0;
   cudaLaunchAttribute attributes[2];
   const cudaLaunchConfig_t config = cluster_config(num_blocks, num_warps, bytes, attributes);
   int count = 0;
@@ -228,12 +202,6 @@ TilePlan plan_tile_blocks(const Instance& instance, int hidden_size, int device)
           divide_up(kTileTokens * kTileShare * num_multiprocessors, 8)};
 }
 
-bool is_capturing(cudaStream_t stream) {
-  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-  return cudaStreamIsCapturing(stream, &status) == cudaSuccess &&
-         status == cudaStreamCaptureStatusActive;
-}
-
 // Whether the bytes between slots fit the 32 bits that the token kernel counts them in; those between rows do where they
 // are wide (binding.cpp).
 bool has_near_slots(const BoundaryParams& p) {
@@ -269,8 +237,6 @@ ClusterLaunch choose_launch(const Instance& instance, const BoundaryParams& para
   return {instance.fused, params.num_tiles <= 2 * resident ? params.num_tiles : resident, plan.fused};
 }
 
-// The kernel reads weights and tiles before the kernel in front of it has ended. Inside a graph nothing writes those;
-// outside, the kernel in front may be the copy that fills a slot, so there it waits as any other.
 cudaError_t launch_fused(const Instance& instance, BoundaryParams& params, const BoundaryPlan& plan,
                          cudaStream_t stream) {
   const ClusterLaunch launch = choose_launch(instance, params, plan);
@@ -287,7 +253,7 @@ cudaError_t launch_fused(const Instance& instance, BoundaryParams& params, const
 
 cudaError_t launch_tiles(const Instance& instance, BoundaryParams& params, const TilePlan& plan,
                          cudaStream_t stream) {
-  if (cudaError_t error = allow_shared_memory(instance.tile, plan.shared_bytes, false)) return error;
+  if (cudaError_t error = allow_shared_memory(address_of(instance.tile), plan.shared_bytes, false)) return error;
   cudaLaunchAttribute attribute = early_launch();
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(params.num_tiles);
@@ -305,7 +271,7 @@ cudaError_t launch_parts(const Instance& instance, BoundaryParams& params, const
   params.num_clusters = params.num_tiles;
   params.num_blocks = plan.num_blocks;
   for (Kernel kernel : {instance.reduce, instance.update, instance.inject}) {
-    if (cudaError_t error = allow_shared_memory(kernel, plan.shared_bytes, false)) return error;
+    if (cudaError_t error = allow_shared_memory(address_of(kernel), plan.shared_bytes, false)) return error;
     kernel<<<params.num_tiles * plan.num_blocks, 32 * kPartWarps, plan.shared_bytes, stream>>>(params);
   }
   return cudaGetLastError();

@@ -11,7 +11,7 @@ import importlib
 import logging
 from functools import cache
 from types import ModuleType
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
@@ -23,7 +23,7 @@ Backend = Literal["auto", "cpu", "cuda", "triton"]
 
 _BACKENDS: dict[str, tuple[Backend, ...]] = {
     "boundary": ("cpu", "cuda", "triton"),
-    "slot_linear": ("cpu", "triton"),
+    "slot_linear": ("cpu", "cuda", "triton"),
 }
 _CANDIDATES: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
 _logger = logging.getLogger(__name__)
@@ -61,17 +61,17 @@ def _import_backend(op: str, name: str) -> ModuleType:
         ) from error
 
 
-def _boundary_backend(
-    backend: Backend, hidden: torch.Tensor, weights: boundary.BoundaryWeights
+def _backend_with_kernel(
+    op: str, backend: Backend, device_type: str, tensors: tuple[Any, ...], sizes: str
 ) -> ModuleType:
-    module = get_backend("boundary", backend, hidden.device.type)
-    if not hasattr(module, "has_kernel_for") or module.has_kernel_for(hidden, weights):
+    """Return the module for a call: Triton's where the device's own has no kernel for these tensors."""
+    module = get_backend(op, backend, device_type)
+    if not hasattr(module, "has_kernel_for") or module.has_kernel_for(*tensors):
         return module
     if backend == "auto":
-        return get_backend("boundary", "triton", hidden.device.type)
+        return get_backend(op, "triton", device_type)
     raise BackendUnavailableError(
-        f"backend {backend!r} has no kernel for gate size {weights.update_in.shape[2]}, "
-        f"rank {weights.down.shape[1]} and hidden size {hidden.shape[1]} on this device"
+        f"backend {backend!r} of {op} has no kernel for {sizes} on this device"
     )
 
 
@@ -88,7 +88,8 @@ def run_boundary_(
     if int(grouping.host_counts[0]) == 0:
         return
     boundary.check_arguments(hidden, residual, state, len(grouping.slot_starts) - 1, weights)
-    module = _boundary_backend(backend, hidden, weights)
+    sizes = f"gate size {weights.update_in.shape[2]}, rank {weights.down.shape[1]} and hidden size {hidden.shape[1]}"
+    module = _backend_with_kernel("boundary", backend, hidden.device.type, (hidden, weights), sizes)
     module.boundary_(hidden, residual, state, grouping, weights)
 
 
@@ -108,7 +109,8 @@ def run_slot_linear(
         return x.new_zeros(x.shape[0], weight.shape[1])
     num_slots = len(grouping.slot_starts) - 1
     slot_linear.check_arguments(x, weight, bias, extents, num_chunks, num_slots, first_slot)
-    module = get_backend("slot_linear", backend, x.device.type)
+    sizes = f"{x.shape[0]} tokens and {x.shape[1]} inputs of {x.dtype} in this layout"
+    module = _backend_with_kernel("slot_linear", backend, x.device.type, (x, weight), sizes)
     result: torch.Tensor = module.slot_linear(
         x, weight, bias, extents, num_chunks, grouping, first_slot
     )

@@ -31,6 +31,8 @@ from shadow_runtime.slots.layout import PRODUCTS, BackboneShape, backbone_shape
 from shadow_runtime.types import BackboneSpec
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from vllm.config import CacheConfig
 
     from shadow_runtime.slots.stack import AdapterStacks, TensorStacks
@@ -324,7 +326,7 @@ class ClassBackbone(nn.Module):
 
 # A class of its own with a forward of its own: vLLM's compile cache is keyed by the forward's qualified name and line,
 # and an instance of the base's model class here would be handed the base's compiled graph.
-@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "base_embeds": 0})
+@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0})
 class ShadowBackbone(nn.Module):
     """Makes the initial shadow state of every token that has an adapter."""
 
@@ -337,12 +339,15 @@ class ShadowBackbone(nn.Module):
         stacks: AdapterStacks,
         segments: shadow_kernels.StepSegments,
         tp_size: int,
+        embed: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
         super().__init__()
         _check_positions(config, vllm_config.model_config.max_model_len)
         cache = CacheGeometry.of(config.slot_classes)
         scale = config.slot_classes[0].spec.attention_scale
         self._segments = [segments]
+        # In a list: a bound method of the base model, whose modules are none of this one's.
+        self._embed = [embed]
         self.classes = _modules(
             ClassBackbone(config, i, stacks.backbones[i], segments, cache, scale, tp_size)
             for i in range(len(config.slot_classes))
@@ -358,21 +363,19 @@ class ShadowBackbone(nn.Module):
             if isinstance(module, SlotLinear):
                 module.compile_ahead()
 
-    def forward(
-        self, input_ids: torch.Tensor, positions: torch.Tensor, base_embeds: torch.Tensor
-    ) -> torch.Tensor:
+    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
         """Run the backbones.
 
         Args:
             input_ids: (num_tokens,) int32 or int64.
             positions: (num_tokens,) int64.
-            base_embeds: (num_tokens, base hidden size) the base's input embeddings, model dtype.
 
         Returns: (num_tokens, base hidden size), zeros for tokens without an adapter.
         """
         slots = self._segments[0].adapter_slots[: positions.shape[0]]
         classes = [c for c in self.classes if self._has_tokens(c)]
         rows = [SlotRows.of(slots, c.first_slot, c.num_slots) for c in classes]
+        base_embeds = self._embed[0](input_ids)
         hidden = [
             c.embed(input_ids, positions, base_embeds, r)
             for c, r in zip(classes, rows, strict=True)

@@ -41,7 +41,6 @@ class ShadowExecutor(nn.Module):
     """
 
     state: torch.Tensor
-    embeds: torch.Tensor
 
     def __init__(
         self,
@@ -49,7 +48,17 @@ class ShadowExecutor(nn.Module):
         config: ShadowConfig,
         layers: tuple[int, int],
         hidden_size: int,
+        embed: Callable[[torch.Tensor], torch.Tensor],
     ) -> None:
+        """Allocate everything.
+
+        Args:
+            vllm_config: the engine's settings.
+            config: the runtime's.
+            layers: [first, last) base layer of this pipeline stage.
+            hidden_size: of the base.
+            embed: the base's input embedding, (num_tokens,) ids to (num_tokens, hidden).
+        """
         super().__init__()
         tp_size = get_tensor_model_parallel_world_size()
         self.config = config
@@ -65,10 +74,6 @@ class ShadowExecutor(nn.Module):
         self.register_buffer(
             "state", torch.zeros(max_tokens, hidden_size, dtype=self.dtype), persistent=False
         )
-        # The compiled backbone reads its input here: a captured piecewise graph expects it at the same address.
-        self.register_buffer(
-            "embeds", torch.zeros(max_tokens, hidden_size, dtype=self.dtype), persistent=False
-        )
         self.backbone = (
             ShadowBackbone(
                 vllm_config=vllm_config,
@@ -76,6 +81,7 @@ class ShadowExecutor(nn.Module):
                 stacks=self.stacks,
                 segments=self.segments,
                 tp_size=tp_size,
+                embed=embed,
             )
             if self.plan.has_backbone
             else None
@@ -90,19 +96,11 @@ class ShadowExecutor(nn.Module):
         """Whether any token of the step has an adapter. False while vLLM captures its graphs without adapters."""
         return self.segments.num_adapter_tokens > 0
 
-    def seed(
-        self,
-        input_ids: torch.Tensor,
-        positions: torch.Tensor,
-        embed: Callable[[torch.Tensor], torch.Tensor],
-    ) -> None:
+    def seed(self, input_ids: torch.Tensor, positions: torch.Tensor) -> None:
         """Compute the step's initial shadow state from (num_tokens,) ids and positions; first pipeline stage only."""
         if not self.is_active or self.backbone is None:
             return
-        num_tokens = input_ids.shape[0]
-        embeds = self.embeds[:num_tokens]
-        embeds.copy_(embed(input_ids))
-        self.state[:num_tokens].copy_(self.backbone(input_ids, positions, embeds))
+        self.state[: input_ids.shape[0]].copy_(self.backbone(input_ids, positions))
 
     def receive(self, state: torch.Tensor) -> None:
         """Take over the previous pipeline stage's (num_tokens, hidden) state."""

@@ -91,7 +91,11 @@ class _ShadowCausalLM:
         span = (inner.start_layer, inner.end_layer)
         with set_model_tag("shadow_backbone"):
             executor = ShadowExecutor(
-                vllm_config, config, span, vllm_config.model_config.get_hidden_size()
+                vllm_config,
+                config,
+                span,
+                vllm_config.model_config.get_hidden_size(),
+                self.embed_input_ids,  # type: ignore[attr-defined]
             )
         self.shadow = executor
         layers = getattr(inner, self._architecture.layers)
@@ -114,7 +118,7 @@ class _ShadowCausalLM:
             if intermediate_tensors is not None and not get_pp_group().is_first_rank:
                 executor.receive(intermediate_tensors.tensors[_STATE_KEY])
             elif input_ids is not None:
-                executor.seed(input_ids, positions, self.embed_input_ids)  # type: ignore[attr-defined]
+                executor.seed(input_ids, positions)
         out = super().forward(  # type: ignore[misc]
             input_ids, positions, intermediate_tensors, inputs_embeds, **kwargs
         )

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import ctypes
-import shutil
-import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, get_args
 
 import torch
 
-from shadow_kernels.build import find_sources
+from emulator import compile_kernels
 from shadow_kernels.segments import max_tiles
 from shadow_kernels.testing import BoundaryCase, assert_guards_intact, guarded
 
-EMULATOR = Path(__file__).parent / "cuda_emulator"
 _DATA_TYPES = (torch.bfloat16, torch.float16, torch.float32)
 
 Kernel = Literal["range", "unit", "token", "parts", "tile"]
@@ -89,23 +86,8 @@ def compile_emulator(
         sources: another folder than the package's `kernels/csrc`.
         only: this kernel for bf16 and up to 8 gates alone, which compiles several times as fast.
     """
-    compiler = shutil.which("g++")
-    if compiler is None:
-        raise RuntimeError("no g++; install Debian's build-essential")
-    output = folder / "libemulated.so"
-    command = [
-        compiler, "-std=c++20", "-O1", "-shared", "-fPIC",
-        # a wide access beside its alignment faults on the device, and here too
-        "-fsanitize=alignment", "-fsanitize-undefined-trap-on-error",
-        *([f"-DONLY={_KERNELS.index(only)}"] if only else []),
-        "-include", str(EMULATOR / "emulator.h"),
-        f"-I{EMULATOR}", f"-I{(sources or find_sources()) / 'include'}",
-        str(EMULATOR / "run_boundary.cpp"), "-o", str(output),
-    ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode:
-        raise RuntimeError(result.stderr[-4000:])
-    library = ctypes.CDLL(str(output))
+    flags = [f"-DONLY={_KERNELS.index(only)}"] if only else []
+    library = compile_kernels(folder, "run_boundary.cpp", sources, flags)
     library.run_boundary.restype = ctypes.c_bool
     return library
 

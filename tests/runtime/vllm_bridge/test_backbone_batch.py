@@ -130,13 +130,16 @@ def run_backbone(
         for i, stacks in enumerate(executor.stacks.backbones)
     ]
     whole: Any = SimpleNamespace(
-        _segments=[executor.segments], classes=classes, attention=attention
+        _segments=[executor.segments],
+        _embed=[lambda ids: batch.embeds],
+        classes=classes,
+        attention=attention,
     )
     whole._has_tokens = lambda c: ShadowBackbone._has_tokens(whole, c)
     executor.begin_step(batch.slots.numpy())
     # A class per batch of positions: base rows point nowhere, so they are clamped as padding is.
     positions = batch.positions.clamp(max=63)
-    return ShadowBackbone.forward(whole, batch.ids, positions, batch.embeds), attention
+    return ShadowBackbone.forward(whole, batch.ids, positions), attention
 
 
 def load_slots(executor: Any, placed: dict[int, CanonicalAdapter]) -> None:

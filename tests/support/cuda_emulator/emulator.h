@@ -7,6 +7,7 @@
 
 #include <ucontext.h>
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstdio>
@@ -88,6 +89,7 @@ struct Thread {
   int index;
   bool is_done = false;
   std::vector<std::function<void()>> chunks;  // begun to be copied, with no arrival behind them yet
+  std::deque<std::vector<std::function<void()>>> groups;
 };
 
 struct Cluster {
@@ -101,6 +103,16 @@ inline Thread* current;
 inline ucontext_t scheduler;
 inline std::mt19937 random_bits;
 inline std::function<void()> body;
+
+// The kernel in front, as a cluster sees it: it runs from the cluster's start until its threads have waited for a while.
+constexpr int kPreviousWaits = 2000;
+
+struct Previous {
+  std::function<void()> start, end;
+  bool is_running = false;
+  int num_waits = 0;
+};
+inline Previous previous;
 inline int first_block, threads_per_block;
 
 inline void give_way() { swapcontext(&current->context, &scheduler); }
@@ -205,7 +217,10 @@ inline bool launch(std::function<void()> kernel, int num_clusters, int num_block
       }
       cluster.blocks.push_back(std::move(block));
     }
+    previous.is_running = static_cast<bool>(previous.start), previous.num_waits = 0;
+    if (previous.is_running) previous.start();
     if (!run_cluster(cluster)) return false;
+    if (previous.is_running) previous.end();  // nobody waited, so nothing may have been written
   }
   return true;
 }

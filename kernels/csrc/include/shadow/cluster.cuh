@@ -40,6 +40,22 @@ __device__ inline uint4 read_once(const void* place, bool is_used) {
   return words;
 }
 
+// Starts copying 16 bytes from global to shared memory, or writes zeros; both sides lie on 16 bytes.
+__device__ inline void copy_or_zero(void* target, const void* source, bool is_used) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(shared_address(target)), "l"(source),
+               "r"(is_used ? 16 : 0)
+               : "memory");
+}
+
+// What this thread has begun to copy since the last call is a group, an empty one perhaps.
+__device__ inline void commit_copies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+
+// Waits until all groups of this thread but the last kLeft are there.
+template <int kLeft>
+__device__ inline void wait_copies() {
+  asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
 #if __CUDA_ARCH__ >= 900
 
 __device__ inline void init_barrier(uint64_t* barrier, int num_arrivals) {

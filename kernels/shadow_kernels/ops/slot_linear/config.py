@@ -51,13 +51,12 @@ def choose_config(
 
 
 def all_configs(
-    max_tokens: int, num_inputs: int, num_outputs: int, dtype: torch.dtype
+    min_tokens: int, max_tokens: int, num_inputs: int, num_outputs: int, dtype: torch.dtype
 ) -> list[SlotLinearConfig]:
-    """Return every configuration that launches of up to `max_tokens` tokens use, once each."""
-    first_tokens = (1, _FEW_TOKENS, _DECODE_TOKENS + 1, 8 * _DECODE_TOKENS + 1, _TALL_TOKENS)
-    chosen = (
-        choose_config(n, num_inputs, num_outputs, dtype) for n in first_tokens if n <= max_tokens
-    )
+    """Return every configuration that launches of `min_tokens` to `max_tokens` tokens use, once each."""
+    changes = (_FEW_TOKENS, _DECODE_TOKENS + 1, 8 * _DECODE_TOKENS + 1, _TALL_TOKENS)
+    first_tokens = (min_tokens, *(n for n in changes if min_tokens < n <= max_tokens))
+    chosen = (choose_config(n, num_inputs, num_outputs, dtype) for n in first_tokens)
     return list(dict.fromkeys(chosen))
 
 

@@ -8,6 +8,7 @@ share it in cache. The last programs write the zeros of all other tokens.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,13 @@ from shadow_kernels.ops.slot_linear.config import SlotLinearConfig, all_configs,
 from shadow_kernels.segments import TILE_TOKENS, Grouping, max_tiles
 
 _CLEARED_TOKENS = 16  # of one program that writes zeros
+
+
+@triton.jit
+def _wait_for_previous_kernel():
+    """Wait until the kernel in front has ended, then let the next one begin: all before this one is done by then."""
+    tl.extra.cuda.gdc_wait()
+    tl.extra.cuda.gdc_launch_dependents()
 
 
 @triton.jit
@@ -83,10 +91,13 @@ def slot_linear_kernel(
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_CLEAR: tl.constexpr,
+    IS_DEPENDENT: tl.constexpr,
 ):
     """out[t, n] = sum_k x[t, k] * weight[a, n, k] + bias[a, n] for up to BLOCK_M tokens t of one slot."""
     tile = tl.program_id(0)
     if tile >= num_tiles:
+        if IS_DEPENDENT:
+            _wait_for_previous_kernel()
         _clear_others(
             out_ptr, adapter_slots_ptr, (tile - num_tiles) * BLOCK_CLEAR, num_tokens, first_slot, num_class_slots, N,
             BLOCK_CLEAR, BLOCK_N,
@@ -114,6 +125,8 @@ def slot_linear_kernel(
         weight_base = weight_ptr + index.to(tl.int64) * stride_weight_a
         weight_columns = weight_base + offs_n[None, :].to(tl.int64) * K
         acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+        if IS_DEPENDENT:
+            _wait_for_previous_kernel()
         for k in range(0, used_k, BLOCK_K):
             offs_k = k + tl.arange(0, BLOCK_K)
             # Not `used_k`: nobody knows what divides it, and such a mask would cut wide reads into single elements.
@@ -177,18 +190,29 @@ def compile_ahead(
     grouping: Grouping,
     first_slot: int,
     max_tokens: int,
+    min_tokens: int = 1,
 ) -> None:
-    """Compile and load what launches of 1 to `max_tokens` tokens run; nothing is launched."""
+    """Compile and load what launches of `min_tokens` to `max_tokens` tokens run; nothing is launched."""
     if triton.knobs.runtime.interpret:
         return
     _, num_outputs, num_inputs = weight.shape
     x, out = weight.new_empty(1, num_inputs), weight.new_empty(1, num_outputs)
-    for config in all_configs(max_tokens, num_inputs, num_outputs, weight.dtype):
+    for config in all_configs(min_tokens, max_tokens, num_inputs, num_outputs, weight.dtype):
         grid, arguments, options = _launch_arguments(
             x, weight, bias, extents, num_chunks, out, grouping, first_slot, config
         )
         kernel = slot_linear_kernel.warmup(*arguments, grid=grid, **options)
         _ = kernel.run  # loads the code onto the device, which its first launch would do
+
+
+def _is_launched_early(device: torch.device) -> bool:
+    """Whether the kernel may start while the one in front of it still runs: it reads the grouping until it waits."""
+    return device.type == "cuda" and _has_dependent_launch(device.index or 0)
+
+
+@cache
+def _has_dependent_launch(device: int) -> bool:
+    return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (9, 0)
 
 
 def _launch_arguments(
@@ -205,6 +229,7 @@ def _launch_arguments(
     """Return grid, arguments and compile-time options of the kernel."""
     num_tokens, num_outputs = x.shape[0], weight.shape[1]
     num_tiles = max_tiles(num_tokens, len(grouping.slot_starts) - 1)
+    is_dependent = _is_launched_early(x.device)
     num_programs = num_tiles + triton.cdiv(num_tokens, _CLEARED_TOKENS)
     grid = (num_programs, triton.cdiv(num_outputs, config.block_n))
     arguments = (
@@ -237,7 +262,10 @@ def _launch_arguments(
         "BLOCK_N": config.block_n,
         "BLOCK_K": config.block_k,
         "BLOCK_CLEAR": _CLEARED_TOKENS,
+        "IS_DEPENDENT": is_dependent,
         "num_warps": config.num_warps,
         "num_stages": config.num_stages,
     }
+    if is_dependent:
+        options["launch_pdl"] = True
     return grid, arguments, options

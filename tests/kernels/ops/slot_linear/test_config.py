@@ -42,11 +42,16 @@ def test_a_block_is_whole_tiles_and_its_pipeline_fits_the_smallest_shared_memory
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("num_inputs", "num_outputs"), SHAPES)
-@pytest.mark.parametrize("max_tokens", [1, 3, 4, 64, 65, 512, 513, 4095, 4096, 9000])
+@pytest.mark.parametrize(
+    ("min_tokens", "max_tokens"),
+    [(1, n) for n in (1, 3, 4, 64, 65, 512, 513, 4095, 4096, 9000)]
+    + [(513, 9000), (513, 513), (4, 70)],
+)
 def test_all_configs_are_those_of_every_number_of_tokens(
-    dtype, num_inputs, num_outputs, max_tokens
+    dtype, num_inputs, num_outputs, min_tokens, max_tokens
 ):
-    chosen = {choose_config(n, num_inputs, num_outputs, dtype) for n in range(1, max_tokens + 1)}
-    listed = all_configs(max_tokens, num_inputs, num_outputs, dtype)
+    sizes = range(min_tokens, max_tokens + 1)
+    chosen = {choose_config(n, num_inputs, num_outputs, dtype) for n in sizes}
+    listed = all_configs(min_tokens, max_tokens, num_inputs, num_outputs, dtype)
     assert set(listed) == chosen
     assert len(listed) == len(chosen)

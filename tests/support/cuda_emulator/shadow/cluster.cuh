@@ -43,6 +43,30 @@ inline void copy_chunk(void* target, const void* source) {
   emulator::current->chunks.push_back([=] { std::memcpy(target, source, 16); });
 }
 
+inline void copy_or_zero(void* target, const void* source, bool is_used) {
+  if (reinterpret_cast<uintptr_t>(target) % 16 || (is_used && reinterpret_cast<uintptr_t>(source) % 16)) {
+    std::fprintf(stderr, "copy_or_zero: not on 16 bytes\n");
+    std::abort();
+  }
+  emulator::current->chunks.push_back([=] {
+    is_used ? std::memcpy(target, source, 16) : std::memset(target, 0, 16);
+  });
+}
+
+inline void commit_copies() {
+  emulator::current->groups.push_back(std::move(emulator::current->chunks));
+  emulator::current->chunks.clear();
+}
+
+// Copies come as late as they may.
+template <int kLeft>
+void wait_copies() {
+  auto& groups = emulator::current->groups;
+  for (; groups.size() > kLeft; groups.pop_front()) {
+    for (const auto& copy : groups.front()) copy();
+  }
+}
+
 // The thread's chunks may come at any time before its arrival: here with it.
 inline void arrive_with_chunks(uint64_t* place) {
   emulator::Barrier* barrier = &barrier_at(place);
@@ -94,7 +118,14 @@ inline void send(uint32_t target, const float (&values)[4], uint32_t place) {
   });
 }
 
-inline void wait_for_previous_kernel() {}
+inline void wait_for_previous_kernel() {
+  emulator::Previous& previous = emulator::previous;
+  while (previous.is_running && ++previous.num_waits < emulator::kPreviousWaits) emulator::give_way();
+  if (!previous.is_running) return;
+  previous.is_running = false;
+  previous.end();
+}
+
 inline void release_next_kernel() {}
 
 }  // namespace shadow
