@@ -206,7 +206,7 @@ def compile_ahead(
 
 
 def _is_launched_early(device: torch.device) -> bool:
-    """Whether the kernel may start while the one in front of it still runs: it reads the grouping until it waits."""
+    """Whether the kernel may start while the one in front still runs: until it waits it reads grouping and extents."""
     return device.type == "cuda" and _has_dependent_launch(device.index or 0)
 
 
