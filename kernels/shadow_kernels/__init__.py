@@ -65,7 +65,7 @@ def boundary_(
         state: (at least T, D) like hidden; rows [0, T) hold s.
         grouping: `StepSegments.grouping` of the step; tensors on hidden's device, host_counts on the CPU.
         weights: this layer's `BoundaryWeights`; a slot with flags 0 is left alone.
-        backend: "auto" goes by the device; "cpu" or "triton" fails where it cannot run.
+        backend: "auto" goes by the device; "cpu", "cuda" or "triton" fails where it cannot run.
     Mutates: hidden and state, only rows of tokens with an adapter; all other rows stay bit for bit, NaN included.
     Numerics: everything in fp32 from the stored inputs; the state rounds once when stored, and the injection uses the
         unrounded fp32 state; hidden rounds once. GELU is the exact erf form. LayerNorm's eps is 1e-5.
@@ -104,7 +104,7 @@ def slot_linear(
             chunk and how many columns a slot's adapter has. Rows beyond are taken as zeros and never read; columns
             beyond must be zeros and are read no further than to the end of a block of at most 256.
         num_chunks: equal parts of the N rows (2 where gate and up lie below each other).
-        backend: "auto" goes by the device; "cpu" or "triton" fails where it cannot run.
+        backend: "auto" goes by the device; "cpu", "cuda" or "triton" fails where it cannot run.
     Returns: (T, N), same dtype; exact zeros in rows whose token has no adapter or one of another class.
     Numerics: products accumulate in fp32, the bias is added in fp32, one rounding at the store.
     Raises: ShapeError, UnsupportedDtypeError naming the argument; BackendUnavailableError.
