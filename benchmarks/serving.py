@@ -38,7 +38,12 @@ from shape import SHAPES, write_shape  # noqa: E402
 
 ENGINES = ("base", "lora", "lora-best", "shadow")
 TABLE = "1:1,8:8,32:32,128:1,128:32,32:0,32:32:prefill"
-CPU_ENVIRONMENT = {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+# One thread an engine: with one a core, all of a step's threads wait for the one whose core another process has taken.
+CPU_ENVIRONMENT = {
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "OMP_NUM_THREADS": "1",
+}
 TINY = {"tiny": (256, 512, 4, 8, 2, True)}
 
 
