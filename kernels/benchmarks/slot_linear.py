@@ -24,7 +24,7 @@ from boundary import DEVICE, MAX_GRAPH_CALLS, ROTATION_BYTES, environment, time_
 from shadow_kernels import StepSegments, slot_linear
 from shadow_kernels.ops.slot_linear import cuda, triton
 from shadow_kernels.ops.slot_linear.config import SlotLinearConfig, choose_config
-from shadow_kernels.ops.slot_linear.cuda import Cut
+from shadow_kernels.ops.slot_linear.cuda import CUTS, Cut
 from shadow_kernels.ops.slot_linear.reference import slot_linear_reference
 from shadow_kernels.testing import assert_close, popularity_slots
 
@@ -50,8 +50,6 @@ BATCHES = [
     (8192, 8),
 ]
 
-# "2x2": two groups of eight outputs and two octets of inputs at a time, of the CUDA kernel.
-CUTS = [Cut(1, 2), Cut(2, 2)]
 DECODE = [
     SlotLinearConfig(16, block_n, block_k, num_warps, num_stages)
     for block_n, block_k, num_warps, num_stages in (

@@ -10,20 +10,11 @@ from functools import cache
 
 import torch
 
-from shadow_kernels.build import LIBRARY
+from shadow_kernels.library import can_run_on as can_run_on
 from shadow_kernels.ops.boundary import BoundaryWeights
 from shadow_kernels.segments import Grouping, max_tiles
 
 _DATA_TYPES = (torch.bfloat16, torch.float16, torch.float32)  # in the order of boundary.h
-
-
-@cache
-def can_run_on(device_type: str) -> bool:
-    """Whether the device is CUDA's and the library has been built; loads it."""
-    if device_type != "cuda" or not LIBRARY.exists():
-        return False
-    torch.ops.load_library(LIBRARY)
-    return True
 
 
 def has_kernel_for(hidden: torch.Tensor, weights: BoundaryWeights) -> bool:

@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
-from shadow_kernels.build import LIBRARY
+from shadow_kernels.library import can_run_on as can_run_on
 from shadow_kernels.segments import Grouping, max_tiles
 
 MAX_TOKENS = 8
@@ -42,12 +41,16 @@ class Cut:
     num_octets: int
 
 
+NARROW_CUT, WIDE_CUT = CUTS = (Cut(1, 2), Cut(2, 2))
+"""Those that the library has, for few outputs and for more."""
+
+
 def choose_cut(num_outputs: int) -> Cut:
     """Return the cut of a launch, measured by `kernels/benchmarks/slot_linear.py`.
 
     It does not depend on the step: a token's sums run in the same order alone and beside others.
     """
-    return Cut(1, 2) if num_outputs <= _NARROW_OUTPUTS else Cut(2, 2)
+    return NARROW_CUT if num_outputs <= _NARROW_OUTPUTS else WIDE_CUT
 
 
 def max_tokens(weight: torch.Tensor) -> int:
@@ -55,15 +58,6 @@ def max_tokens(weight: torch.Tensor) -> int:
     if weight.shape[-1] < MIN_INPUTS or not _is_wide(weight):
         return 0
     return MAX_TOKENS if weight.shape[1] <= _NARROW_OUTPUTS else _WIDE_TOKENS
-
-
-@cache
-def can_run_on(device_type: str) -> bool:
-    """Whether the device is CUDA's and the library has been built; loads it."""
-    if device_type != "cuda" or not LIBRARY.exists():
-        return False
-    torch.ops.load_library(LIBRARY)
-    return True
 
 
 def has_kernel_for(x: torch.Tensor, weight: torch.Tensor) -> bool:

@@ -6,26 +6,13 @@ import torch
 
 from shadow_kernels import BackendUnavailableError, StepSegments, slot_linear
 from shadow_kernels.ops.slot_linear import cuda
-from shadow_kernels.ops.slot_linear.cuda import MAX_TOKENS, Cut
+from shadow_kernels.ops.slot_linear.cuda import CUTS, MAX_TOKENS
 from shadow_kernels.testing import POPULARITIES, assert_close, assert_same_bits, popularity_slots
 from slot_linear_case import make_slot_linear_case
 
 NUM_SLOTS = 7
 DTYPES = [torch.bfloat16, torch.float16]
-CUTS = [Cut(1, 2), Cut(2, 2)]
-on_gpu = pytest.mark.gpu
-
-
-@pytest.fixture(autouse=True)
-def _poison(monkeypatch):
-    """Fill fresh memory with NaN: a row that nobody writes shows."""
-    stock = torch.Tensor.new_empty
-
-    def new_empty(self, *size, **options):
-        fresh = stock(self, *size, **options)
-        return fresh.fill_(torch.nan) if fresh.is_floating_point() else fresh
-
-    monkeypatch.setattr(torch.Tensor, "new_empty", new_empty)
+pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("poisoned_memory")]
 
 
 def make_case(popularity="uniform", num_tokens=MAX_TOKENS, shape=(1032, 70), **options):
@@ -46,7 +33,6 @@ def run(case, cut=None):
     )
 
 
-@on_gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 @pytest.mark.parametrize("shape", [(4096, 3072), (1024, 4096), (256, 896), (8, 1), (1000, 33)])
@@ -55,7 +41,6 @@ def test_every_cut(cut, dtype, shape):
     case.assert_correct(run(case, cut))
 
 
-@on_gpu
 @pytest.mark.parametrize("popularity", POPULARITIES)
 @pytest.mark.parametrize("num_tokens", range(1, MAX_TOKENS + 1))
 def test_any_number_of_tokens(popularity, num_tokens):
@@ -63,7 +48,6 @@ def test_any_number_of_tokens(popularity, num_tokens):
     case.assert_correct(run(case))
 
 
-@on_gpu
 @pytest.mark.parametrize("num_chunks", [1, 2])
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_rows_beyond_the_extents_are_not_read(cut, num_chunks):
@@ -73,7 +57,6 @@ def test_rows_beyond_the_extents_are_not_read(cut, num_chunks):
     case.assert_correct(run(case, cut))
 
 
-@on_gpu
 @pytest.mark.parametrize(("first_slot", "num_class_slots"), [(0, 2), (2, 3), (1, 1)])
 @pytest.mark.parametrize("popularity", ["base_mixed", "distinct"])
 def test_tokens_of_another_class_are_exact_zeros(popularity, first_slot, num_class_slots):
@@ -81,7 +64,6 @@ def test_tokens_of_another_class_are_exact_zeros(popularity, first_slot, num_cla
     case.assert_correct(run(case))
 
 
-@on_gpu
 @pytest.mark.parametrize("cut", CUTS, ids=str)
 def test_same_bits_in_ten_runs_and_alone(cut):
     case = make_case("zipf", shape=(4096, 512))
@@ -93,7 +75,6 @@ def test_same_bits_in_ten_runs_and_alone(cut):
     assert_same_bits(run(case.with_slots(kept), cut)[token], first[token], "alone")
 
 
-@on_gpu
 def test_what_no_kernel_takes_is_triton_s_or_refused():
     slots = popularity_slots("uniform", 7, NUM_SLOTS, seed=2)
     odd = make_slot_linear_case(slots, 1037, 41, num_slots=NUM_SLOTS, device="cuda")
@@ -107,7 +88,6 @@ def test_what_no_kernel_takes_is_triton_s_or_refused():
         run(many)
 
 
-@on_gpu
 @pytest.mark.parametrize(
     ("num_tokens", "width"), [(MAX_TOKENS, 1024), (2, 2048), (24, 1024), (8, 512), (128, 512)]
 )

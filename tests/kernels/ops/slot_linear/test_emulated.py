@@ -10,12 +10,11 @@ import torch
 
 from emulated_slot_linear import compile_slot_linear, run_emulated
 from shadow_kernels.build import find_sources
-from shadow_kernels.ops.slot_linear.cuda import MAX_TOKENS, Cut, choose_cut
+from shadow_kernels.ops.slot_linear.cuda import CUTS, MAX_TOKENS, choose_cut
 from shadow_kernels.testing import POPULARITIES, assert_same_bits, popularity_slots
 from slot_linear_case import make_slot_linear_case
 
 NUM_SLOTS = 5
-CUTS = [Cut(1, 2), Cut(2, 2)]
 DTYPES = [torch.bfloat16, torch.float16]
 every_cut = pytest.mark.parametrize(
     "cut", CUTS, ids=lambda cut: f"{cut.num_groups}x{cut.num_octets}"
