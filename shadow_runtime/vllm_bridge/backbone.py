@@ -326,7 +326,7 @@ class ClassBackbone(nn.Module):
 
 # A class of its own with a forward of its own: vLLM's compile cache is keyed by the forward's qualified name and line,
 # and an instance of the base's model class here would be handed the base's compiled graph.
-@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0})
+@support_torch_compile(dynamic_arg_dims={"input_ids": 0, "positions": 0, "state": 0})
 class ShadowBackbone(nn.Module):
     """Makes the initial shadow state of every token that has an adapter."""
 
@@ -363,14 +363,17 @@ class ShadowBackbone(nn.Module):
             if isinstance(module, SlotLinear):
                 module.compile_ahead()
 
-    def forward(self, input_ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, input_ids: torch.Tensor, positions: torch.Tensor, state: torch.Tensor
+    ) -> torch.Tensor:
         """Run the backbones.
 
         Args:
             input_ids: (num_tokens,) int32 or int64.
             positions: (num_tokens,) int64.
+            state: (num_tokens, base hidden size); overwritten, with zeros for tokens without an adapter.
 
-        Returns: (num_tokens, base hidden size), zeros for tokens without an adapter.
+        Returns: state. Written in here, so that the compiler makes no copy of its own launch of it.
         """
         slots = self._segments[0].adapter_slots[: positions.shape[0]]
         classes = [c for c in self.classes if self._has_tokens(c)]
@@ -395,7 +398,7 @@ class ShadowBackbone(nn.Module):
             for i in active:
                 hidden[i] = classes[i].layers[layer].finish(hidden[i], attended, rows[i])
         states = [c.finish(x, r) for c, x, r in zip(classes, hidden, rows, strict=True)]
-        return sum(states[1:], states[0])
+        return state.copy_(sum(states[1:], states[0]))
 
     def _has_tokens(self, backbone: ClassBackbone) -> bool:
         """Whether the step has tokens of a class; always True where the graph must serve every step."""

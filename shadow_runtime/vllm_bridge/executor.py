@@ -100,7 +100,7 @@ class ShadowExecutor(nn.Module):
         """Compute the step's initial shadow state from (num_tokens,) ids and positions; first pipeline stage only."""
         if not self.is_active or self.backbone is None:
             return
-        self.state[: input_ids.shape[0]].copy_(self.backbone(input_ids, positions))
+        self.backbone(input_ids, positions, self.state[: input_ids.shape[0]])
 
     def receive(self, state: torch.Tensor) -> None:
         """Take over the previous pipeline stage's (num_tokens, hidden) state."""

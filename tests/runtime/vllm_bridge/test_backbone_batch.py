@@ -139,7 +139,9 @@ def run_backbone(
     executor.begin_step(batch.slots.numpy())
     # A class per batch of positions: base rows point nowhere, so they are clamped as padding is.
     positions = batch.positions.clamp(max=63)
-    return ShadowBackbone.forward(whole, batch.ids, positions), attention
+    state = torch.full_like(batch.embeds, NAN)
+    assert ShadowBackbone.forward(whole, batch.ids, positions, state) is state
+    return state, attention
 
 
 def load_slots(executor: Any, placed: dict[int, CanonicalAdapter]) -> None:
