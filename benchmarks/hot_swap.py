@@ -24,11 +24,18 @@ from checkout import make_importable
 
 make_importable()
 
+from canary_model import (  # noqa: E402
+    add_options,
+    engine_options,
+    formats_of,
+    has_gpu,
+    shape_of,
+)
 from environment import environment  # noqa: E402
 
-from canary_server import CPU_OPTIONS, canary_server  # noqa: E402
+from canary_server import canary_server  # noqa: E402
 from hot_swap_run import SwapRun, SwapSettings  # noqa: E402
-from version_canary import QWEN3_8B, CanaryShape  # noqa: E402
+from version_canary import CanaryShape  # noqa: E402
 
 _PROBLEMS = ("failed", "mixed", "misnamed", "stale", "premature")
 
@@ -38,8 +45,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--model", choices=["tiny", "8b"], default="tiny")
-    parser.add_argument("--layers", type=int, help="base layers instead of the shape's own")
+    add_options(parser)
     parser.add_argument("--clients", type=int, default=64)
     parser.add_argument("--publishes", type=int, default=60)
     parser.add_argument("--period", type=float, default=1.0, help="seconds between publishes")
@@ -50,29 +56,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-ratio", type=float, help="default: 1.3 on a CPU, 1.1 on a GPU")
     parser.add_argument("--work", type=Path, help="keep files and logs here; default: temporary")
     parser.add_argument("--out", type=Path)
-    parser.add_argument("options", nargs="*", help="of the server, after --")
     return parser.parse_args()
-
-
-def shape_of(options: argparse.Namespace) -> CanaryShape:
-    """Return the base's sizes."""
-    shape = QWEN3_8B if options.model == "8b" else CanaryShape()
-    return dataclasses.replace(shape, num_layers=options.layers or shape.num_layers)
-
-
-def engine_options(options: argparse.Namespace) -> list[str]:
-    """Return the server's options for the kind of engine."""
-    sizes = ["--max-num-seqs", str(options.clients + 16)]
-    if options.model == "tiny" and not has_gpu():
-        return [*CPU_OPTIONS, *sizes, "--max-num-batched-tokens", "2048", *options.options]
-    return ["--dtype", "bfloat16", "--gpu-memory-utilization", "0.8", *sizes, *options.options]
-
-
-def has_gpu() -> bool:
-    """Return whether torch sees a GPU."""
-    import torch
-
-    return torch.cuda.is_available()
 
 
 def settings_of(options: argparse.Namespace, shape: CanaryShape) -> SwapSettings:
@@ -88,8 +72,7 @@ def settings_of(options: argparse.Namespace, shape: CanaryShape) -> SwapSettings
         num_rounds=options.rounds,
         vocab_size=shape.vocab_size,
         has_fresh_prompts=options.fresh_prompts,
-        # In the peft format an adapter of the 8B shape carries a whole layer: 0.4 GB.
-        other_format="peft" if options.model == "tiny" else "paper",
+        other_format=formats_of(options)[-1],
     )
 
 
@@ -97,9 +80,13 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Serve, stream, publish; return the report."""
     shape = shape_of(options)
     settings = settings_of(options, shape)
-    formats = ["paper"] if settings.other_format == "paper" else ["paper", "peft"]
     with canary_server(
-        work / "server", shape=shape, formats=formats, engine_options=engine_options(options)
+        work / "server",
+        "--max-num-seqs",
+        str(options.clients + 16),
+        shape=shape,
+        formats=formats_of(options),
+        engine_options=engine_options(options, ("--max-num-batched-tokens", "2048")),
     ) as server:
         result = SwapRun(server.url, server.base, server.root, settings).run(work / "load")
     return {

@@ -2,6 +2,7 @@
 
     python benchmarks/noisy_tenant.py                      a tiny base on a CPU
     python benchmarks/noisy_tenant.py --rounds 8 --out result.json
+    python benchmarks/noisy_tenant.py --model 8b           the shape of Qwen3-8B on a GPU
 
 Starts a server with tenants and the clients in processes of their own. The steady tenant sends at fixed instants;
 windows with and without the noisy one alternate. Exits with 1 when an answer of the steady tenant is missing or wrong,
@@ -22,6 +23,7 @@ from checkout import make_importable
 
 make_importable()
 
+from canary_model import add_options, engine_options, formats_of, shape_of  # noqa: E402
 from environment import environment  # noqa: E402
 
 from noisy_tenant_run import NoiseRun, NoiseSettings  # noqa: E402
@@ -36,6 +38,7 @@ def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
+    add_options(parser)
     parser.add_argument("--rounds", type=int, default=defaults.num_rounds)
     parser.add_argument("--window", type=float, default=defaults.window_seconds, help="seconds")
     parser.add_argument("--excess", type=int, default=defaults.excess, help="times the quota")
@@ -46,15 +49,27 @@ def parse() -> argparse.Namespace:
 
 def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Serve and load; return the report."""
+    shape = shape_of(options)
     settings = NoiseSettings(
-        num_rounds=options.rounds, window_seconds=options.window, excess=options.excess
+        num_rounds=options.rounds,
+        window_seconds=options.window,
+        excess=options.excess,
+        vocab_size=shape.vocab_size,
     )
-    with tenant_server(work / "server", *SERVER_OPTIONS, settings=settings) as tenants:
+    with tenant_server(
+        work / "server",
+        *SERVER_OPTIONS,
+        settings=settings,
+        shape=shape,
+        formats=formats_of(options),
+        engine_options=engine_options(options),
+    ) as tenants:
         run = NoiseRun(tenants.server.url, tenants.keys, NUMBERS, settings)
         result = run.run(work / "load")
     return {
         "command": " ".join(["python", "benchmarks/noisy_tenant.py", *sys.argv[1:]]),
         "environment": environment(),
+        "shape": dataclasses.asdict(shape),
         "settings": dataclasses.asdict(settings),
         "result": result.summary(),
     }

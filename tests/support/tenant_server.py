@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 
@@ -37,16 +38,19 @@ class TenantServer:
 
 @contextmanager
 def tenant_server(
-    directory: Path, *options: str, settings: NoiseSettings | None = None
+    directory: Path, *options: str, settings: NoiseSettings | None = None, **kwargs: Any
 ) -> Iterator[TenantServer]:
-    """Serve a canary base with the tenants, each with its adapter; `settings` holds the quotas."""
+    """Serve a canary base with the tenants, each with its adapter; `settings` holds the quotas.
+
+    `directory`, `options` and the rest go to `canary_server`.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     path = directory / "tenants.json"
     quotas = (settings or NoiseSettings()).quota_options()
     keys = {name: create_tenant(path, name) for name in (STEADY, CROWD)}
     keys |= {NOISY: create_tenant(path, NOISY, *quotas)}
     keys |= {ADMIN: create_tenant(path, ADMIN, "--role", "admin")}
-    with canary_server(directory, *options, tenants_file=path) as server:
+    with canary_server(directory, *options, tenants_file=path, **kwargs) as server:
         running = TenantServer(server, keys)
         for tenant, number in NUMBERS.items():
             _publish(running, tenant, number)
