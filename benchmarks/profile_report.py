@@ -2,9 +2,10 @@
 
     python benchmarks/profile_report.py FOLDER              every case, each engine over the base
     python benchmarks/profile_report.py FOLDER --kernels 12 and the kernels that take most of a step
-    python benchmarks/profile_report.py FOLDER --norm fused_add_rms_norm_2
+    python benchmarks/profile_report.py FOLDER --norm 'fused_add_rms_norm_2|add_rms_norm_kernel'
                                                             and what a boundary adds: the time from the end of the
-                                                            kernel in front of it to that of the norm behind it
+                                                            kernel in front of it to that of the norm behind it, or
+                                                            its own where it does the norm itself
 
 A step ends with the sampler's kernel (`--sampler`). It is timed from its first kernel to its last matrix product, which
 is the LM head: what follows and what comes before waits for the host and says nothing about the kernels. A kernel that
@@ -51,16 +52,14 @@ class Profile:
         )
 
     def norm_us(self, norm: str) -> float:
-        """The median time from the end of the kernel in front of a norm, boundaries aside, to the norm's end."""
-        times = []
-        for step in self.steps:
-            previous: KernelRun | None = None
-            for run in step:
-                if BOUNDARY in run.name:
-                    continue
-                if norm in run.name and previous is not None:
-                    times.append(run.end_us - previous.end_us)
-                previous = run
+        """The median time from the end of the kernel in front of a boundary and its norm to their end.
+
+        A boundary may do the norm itself. Without boundaries, and in front of the first layer, norms count alone; where
+        there are boundaries, only what holds one counts.
+        """
+        crossings = [crossing for step in self.steps for crossing in _find_crossings(step, norm)]
+        with_boundary = [c for c in crossings if any(BOUNDARY in run.name for run in c[1:])]
+        times = [c[-1].end_us - c[0].end_us for c in with_boundary or crossings]
         return statistics.median(times) if times else float("nan")
 
     def totals(self) -> dict[str, tuple[float, float]]:
@@ -70,6 +69,17 @@ class Profile:
             times[run.name].append(run.duration_us)
         num_steps = len(self.steps)
         return {name: (sum(t) / num_steps, len(t) / num_steps) for name, t in times.items()}
+
+
+def _find_crossings(step: list[KernelRun], norm: str) -> list[list[KernelRun]]:
+    """Return each boundary with the norm (a regular expression) behind it, the kernel in front of both first."""
+    is_part = [BOUNDARY in run.name or bool(re.search(norm, run.name)) for run in step]
+    found = []
+    for first in range(1, len(step)):
+        if is_part[first] and not is_part[first - 1]:
+            last = next((i for i in range(first, len(step)) if not is_part[i]), len(step))
+            found.append(step[first - 1 : last])
+    return found
 
 
 def split_steps(

@@ -10,6 +10,7 @@
 #include <string>
 
 #include "boundary.h"
+#include "rms_norm.h"
 #include "slot_linear.h"
 
 namespace {
@@ -45,6 +46,11 @@ bool is_wide(const Tensor& tensor) {
   return is_wide_address && tensor.stride(0) % 8 == 0 && tensor.size(tensor.dim() - 1) % 8 == 0;
 }
 
+// Whether rows of the residual stream and a norm's weight can be read eight columns at once.
+bool takes_norm(const Tensor& hidden, const Tensor& residual, const Tensor& weight) {
+  return is_wide(hidden) && is_wide(residual) && reinterpret_cast<uintptr_t>(weight.data_ptr()) % 16 == 0;
+}
+
 // Whether the operator has a kernel for these sizes on this device.
 bool has_boundary(int64_t type, int64_t hidden_size, int64_t gate_size, int64_t rank,
                   int64_t device) {
@@ -54,10 +60,18 @@ bool has_boundary(int64_t type, int64_t hidden_size, int64_t gate_size, int64_t 
       .is_supported;
 }
 
+void* stream_of(int device) {
+  void* stream = nullptr;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
+  return stream;
+}
+
+// With rms_weight, rms_norm(hidden + residual) follows: hidden becomes it and residual the sum; see add_rms_norm_.
 void boundary_(Tensor hidden, std::optional<Tensor> residual, Tensor state, Tensor adapter_slots,
                Tensor token_order, Tensor slot_starts, Tensor tiles, Tensor flags, Tensor scale, Tensor norm_weight,
                Tensor norm_bias, Tensor update_in, Tensor update_in_bias, Tensor update_out,
-               Tensor update_out_bias, Tensor down, Tensor up, int64_t num_tiles) {
+               Tensor update_out_bias, Tensor down, Tensor up, int64_t num_tiles, std::optional<Tensor> rms_weight,
+               double rms_eps) {
   bool has_wide_rows = has_near_rows(hidden) && has_near_rows(state) &&
                        (!residual || (is_wide(*residual) && has_near_rows(*residual)));
   for (const Tensor& tensor : {hidden, state, norm_weight, norm_bias, update_in, update_out,
@@ -87,6 +101,11 @@ void boundary_(Tensor hidden, std::optional<Tensor> residual, Tensor state, Tens
   params.update_in = stack_of(update_in), params.update_in_bias = stack_of(update_in_bias);
   params.update_out = stack_of(update_out), params.update_out_bias = stack_of(update_out_bias);
   params.down = stack_of(down), params.up = stack_of(up);
+  if (rms_weight) {
+    STD_TORCH_CHECK(residual && takes_norm(hidden, *residual, *rms_weight),
+                    "shadow_cuda::boundary_ takes a norm for rows on 16 bytes with a residual");
+    params.rms_weight = rms_weight->data_ptr(), params.rms_eps = static_cast<float>(rms_eps);
+  }
   params.hidden_size = hidden.size(1);
   params.gate_size = update_in.size(2), params.rank = down.size(1);
   Tensor scratch;
@@ -97,12 +116,28 @@ void boundary_(Tensor hidden, std::optional<Tensor> residual, Tensor state, Tens
     params.reduced = static_cast<float*>(scratch.data_ptr());
     params.projected = params.reduced + num_reduced;
   }
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const cudaError_t error =
-      shadow::launch_boundary(params, plan, type, static_cast<cudaStream_t>(stream));
+      shadow::launch_boundary(params, plan, type, static_cast<cudaStream_t>(stream_of(device)));
   STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::boundary_: ", cudaGetErrorString(error));
 }
+
+// residual = hidden + residual; hidden = rms_norm(residual) * weight. Rows on 16 bytes, columns in whole groups of eight.
+void add_rms_norm_(Tensor hidden, Tensor residual, Tensor weight, double eps) {
+  STD_TORCH_CHECK(takes_norm(hidden, residual, weight),
+                  "shadow_cuda::add_rms_norm_ takes rows on 16 bytes");
+  const int device = hidden.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  shadow::RmsNormParams params = {};
+  params.hidden = hidden.data_ptr(), params.hidden_stride = hidden.stride(0);
+  params.residual = residual.data_ptr(), params.residual_stride = residual.stride(0);
+  params.weight = weight.data_ptr(), params.eps = static_cast<float>(eps);
+  params.num_tokens = hidden.size(0), params.hidden_size = hidden.size(1);
+  const cudaError_t error = shadow::launch_add_rms_norm(params, data_type_of(hidden.scalar_type()),
+                                                        static_cast<cudaStream_t>(stream_of(device)));
+  STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::add_rms_norm_: ", cudaGetErrorString(error));
+}
+
+int64_t most_rms_columns() { return shadow::most_rms_columns(); }
 
 // out is written whole. num_groups, num_octets: as SlotLinearCut has them. Up to 8 tokens, bf16 and fp16, rows and slots of x and weight on 16
 // bytes, inputs in whole groups of eight.
@@ -126,11 +161,9 @@ void slot_linear(Tensor out, Tensor x, Tensor weight, std::optional<Tensor> bias
   params.num_tokens = x.size(0), params.num_inputs = x.size(1), params.num_outputs = weight.size(1);
   params.first_slot = first_slot, params.num_class_slots = weight.size(0);
   params.chunk_rows = params.num_outputs / num_chunks;
-  void* stream = nullptr;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(device, &stream));
   const shadow::SlotLinearCut cut = {static_cast<int>(num_groups), static_cast<int>(num_octets)};
   const cudaError_t error = shadow::launch_slot_linear(params, type == shadow::DataType::kFloat16, cut,
-                                                       static_cast<cudaStream_t>(stream));
+                                                       static_cast<cudaStream_t>(stream_of(device)));
   STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::slot_linear: ", cudaGetErrorString(error));
 }
 
@@ -141,10 +174,12 @@ STABLE_TORCH_LIBRARY(shadow_cuda, m) {
       "has_boundary(int data_type, int hidden_size, int gate_size, int rank, int device) "
       "-> bool");
   m.def(
-      "boundary_(Tensor(a!) hidden, Tensor? residual, Tensor(b!) state, Tensor adapter_slots, "
+      "boundary_(Tensor(a!) hidden, Tensor(b!)? residual, Tensor(c!) state, Tensor adapter_slots, "
       "Tensor token_order, Tensor slot_starts, Tensor tiles, Tensor flags, Tensor scale, Tensor norm_weight, "
       "Tensor norm_bias, Tensor update_in, Tensor update_in_bias, Tensor update_out, "
-      "Tensor update_out_bias, Tensor down, Tensor up, int num_tiles) -> ()");
+      "Tensor update_out_bias, Tensor down, Tensor up, int num_tiles, Tensor? rms_weight, float rms_eps) -> ()");
+  m.def("add_rms_norm_(Tensor(a!) hidden, Tensor(b!) residual, Tensor weight, float eps) -> ()");
+  m.def("most_rms_columns() -> int");
   m.def(
       "slot_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? extents, int num_chunks, "
       "Tensor adapter_slots, Tensor token_order, Tensor slot_starts, Tensor tiles, int first_slot, int num_tiles, "
@@ -153,9 +188,11 @@ STABLE_TORCH_LIBRARY(shadow_cuda, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CUDA, m) {
   m.impl("boundary_", TORCH_BOX(&boundary_));
+  m.impl("add_rms_norm_", TORCH_BOX(&add_rms_norm_));
   m.impl("slot_linear", TORCH_BOX(&slot_linear));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CompositeExplicitAutograd, m) {
   m.impl("has_boundary", TORCH_BOX(&has_boundary));
+  m.impl("most_rms_columns", TORCH_BOX(&most_rms_columns));
 }

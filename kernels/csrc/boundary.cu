@@ -9,6 +9,7 @@
 #include <type_traits>
 
 #include "launch.h"
+#include "rms_norm.h"
 #include "shadow/boundary.cuh"
 #include "shadow/boundary_tile.cuh"
 #include "shadow/boundary_token.cuh"
@@ -237,9 +238,15 @@ ClusterLaunch choose_launch(const Instance& instance, const BoundaryParams& para
   return {instance.fused, params.num_tiles <= 2 * resident ? params.num_tiles : resident, plan.fused};
 }
 
+bool has_single_tokens(const Instance& instance, const ClusterLaunch& launch) {
+  return launch.kernel == instance.token || launch.kernel == instance.few_tokens;
+}
+
+// The kernels for single tokens end with the norm themselves; has_norm becomes whether it has yet to follow.
 cudaError_t launch_fused(const Instance& instance, BoundaryParams& params, const BoundaryPlan& plan,
-                         cudaStream_t stream) {
+                         bool& has_norm, cudaStream_t stream) {
   const ClusterLaunch launch = choose_launch(instance, params, plan);
+  if (has_single_tokens(instance, launch)) has_norm = false;
   cudaLaunchAttribute attributes[2];
   const int num_blocks = launch.plan.num_blocks;
   cudaLaunchConfig_t config =
@@ -322,11 +329,20 @@ int64_t projected_floats(const BoundaryPlan& plan) {
 cudaError_t launch_boundary(BoundaryParams params, const BoundaryPlan& plan, DataType type,
                             cudaStream_t stream) {
   const Instance instance = find_instance(type, params.gate_size, params.rank);
+  bool has_norm = params.rms_weight != nullptr;
+  cudaError_t error;
   if (plan.tiles.num_warps > 0 && params.num_tokens >= plan.tiles.fewest_tokens) {
-    return launch_tiles(instance, params, plan.tiles, stream);
+    error = launch_tiles(instance, params, plan.tiles, stream);
+  } else if (plan.is_fused) {
+    error = launch_fused(instance, params, plan, has_norm, stream);
+  } else {
+    error = launch_parts(instance, params, plan.parts, stream);
   }
-  return plan.is_fused ? launch_fused(instance, params, plan, stream)
-                       : launch_parts(instance, params, plan.parts, stream);
+  if (error || !has_norm) return error;
+  const RmsNormParams norm = {params.hidden,        params.residual,        params.rms_weight,
+                              params.hidden_stride, params.residual_stride, params.rms_eps,
+                              params.num_tokens,    params.hidden_size};
+  return launch_add_rms_norm(norm, type, stream);
 }
 
 }  // namespace shadow

@@ -54,7 +54,8 @@ BoundaryPlan plan_boundary(DataType type, int hidden_size, int gate_size, int ra
 int64_t reduced_floats(const BoundaryPlan& plan);
 int64_t projected_floats(const BoundaryPlan& plan);
 
-// Launches on the current device; fills in what the plan decides.
+// Launches on the current device; fills in what the plan decides. With rms_weight the norm follows, in the same launch
+// where that is a kernel for single tokens; rows are wide then.
 cudaError_t launch_boundary(BoundaryParams params, const BoundaryPlan& plan, DataType type,
                             cudaStream_t stream);
 

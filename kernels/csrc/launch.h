@@ -45,4 +45,11 @@ inline cudaLaunchAttribute early_launch() {
   return attribute;
 }
 
+// Below compute capability 9.0 no kernel is launched as another's dependent.
+inline bool is_launched_early(cudaStream_t stream) {
+  int device = 0, major = 0;
+  return is_capturing(stream) && cudaGetDevice(&device) == cudaSuccess &&
+         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
+}
+
 }  // namespace shadow

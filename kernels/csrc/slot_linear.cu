@@ -40,13 +40,6 @@ int count_multiprocessors() {
   return count;
 }
 
-// Below compute capability 9.0 no kernel is launched as another's dependent.
-bool is_launched_early(cudaStream_t stream) {
-  int device = 0, major = 0;
-  return is_capturing(stream) && cudaGetDevice(&device) == cudaSuccess &&
-         cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess && major >= 9;
-}
-
 }  // namespace
 
 cudaError_t launch_slot_linear(SlotLinearParams params, bool is_half, SlotLinearCut cut, cudaStream_t stream) {

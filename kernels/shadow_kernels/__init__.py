@@ -1,6 +1,7 @@
 """Operators for ShadowPEFT adapters: many adapters in one batch, each token with its own adapter's weights.
 
-Importing the package registers `torch.ops.shadow.boundary_` and `torch.ops.shadow.slot_linear`; it touches no device.
+Importing the package registers `boundary_`, `boundary_rms_norm_` and `slot_linear` under `torch.ops.shadow`; it touches
+no device.
 """
 
 from __future__ import annotations
@@ -16,8 +17,10 @@ from shadow_kernels.checks import (
 from shadow_kernels.dispatch import (
     Backend,
     compile_slot_linear,
+    has_fast_rms_norm,
     register_operators,
     run_boundary_,
+    run_boundary_rms_norm_,
     run_slot_linear,
 )
 from shadow_kernels.ops.boundary import BoundaryFlag, BoundaryWeights
@@ -35,7 +38,9 @@ __all__ = [
     "StepSegments",
     "UnsupportedDtypeError",
     "boundary_",
+    "boundary_rms_norm_",
     "compile_slot_linear",
+    "has_fast_rms_norm",
     "max_tiles",
     "register_operators",
     "slot_linear",
@@ -79,6 +84,50 @@ def boundary_(
         torch.ops.shadow.boundary_(hidden, residual, state, *grouping, *weights)
     else:
         run_boundary_(hidden, residual, state, grouping, weights, backend=backend)
+
+
+def boundary_rms_norm_(
+    hidden: torch.Tensor,
+    residual: torch.Tensor,
+    state: torch.Tensor,
+    grouping: Grouping,
+    weights: BoundaryWeights,
+    rms_weight: torch.Tensor,
+    rms_eps: float,
+    *,
+    backend: Backend = "auto",
+) -> None:
+    """Do what `boundary_` does, then the RMS norm that the next base layer begins with.
+
+    Formula, behind that of `boundary_`, for every row: residual = hidden + residual; hidden = residual /
+        sqrt(mean(residual^2) + rms_eps) * rms_weight
+
+    Args:
+        hidden: as in `boundary_`.
+        residual: (T, D) like hidden.
+        state: as in `boundary_`.
+        grouping: as in `boundary_`.
+        weights: as in `boundary_`.
+        rms_weight: (D,), dtype of hidden.
+        rms_eps: added to the mean of squares.
+        backend: as in `boundary_`; the norm is torch's where a backend has no kernel for it.
+    Mutates: hidden and residual, all rows; state, only rows of tokens with an adapter.
+    Numerics: as `boundary_`; the norm is of the fp32 sum, whose squares are added up in fp32 in an order that depends
+        on D alone, so that a row without adapter has the same bits in every batch. The product with rms_weight rounds
+        once more, as in vLLM. Where the norm is part of the boundary's launch (few tokens), hidden does not round in
+        between.
+    Raises: ShapeError, UnsupportedDtypeError naming the argument; BackendUnavailableError.
+    Graph safety: as `boundary_`; while host_counts[0] == 0 only the norm is launched.
+    Source: README.md in ops/boundary; the norm is arXiv 1910.07467.
+    """
+    if backend == "auto":
+        torch.ops.shadow.boundary_rms_norm_(
+            hidden, residual, state, *grouping, *weights, rms_weight, rms_eps
+        )
+    else:
+        run_boundary_rms_norm_(
+            hidden, residual, state, grouping, weights, rms_weight, rms_eps, backend=backend
+        )
 
 
 def slot_linear(

@@ -17,6 +17,7 @@ import torch
 
 from shadow_kernels.checks import BackendUnavailableError
 from shadow_kernels.ops import boundary, slot_linear
+from shadow_kernels.ops.boundary import norm
 from shadow_kernels.segments import Grouping
 
 Backend = Literal["auto", "cpu", "cuda", "triton"]
@@ -93,6 +94,47 @@ def run_boundary_(
     module.boundary_(hidden, residual, state, grouping, weights)
 
 
+def run_boundary_rms_norm_(
+    hidden: torch.Tensor,
+    residual: torch.Tensor,
+    state: torch.Tensor,
+    grouping: Grouping,
+    weights: boundary.BoundaryWeights,
+    rms_weight: torch.Tensor,
+    rms_eps: float,
+    *,
+    backend: Backend = "auto",
+) -> None:
+    """Check and run `boundary_rms_norm_` on one backend; only the norm when the step has no adapter token."""
+    boundary.check_norm_arguments(hidden, residual, rms_weight)
+    has_adapter_tokens = int(grouping.host_counts[0]) != 0
+    module = get_backend("boundary", backend, hidden.device.type)
+    has_norm = hasattr(module, "has_norm_for") and module.has_norm_for(
+        hidden.dtype, hidden.shape[1]
+    )
+    if not has_norm:
+        run_boundary_(hidden, residual, state, grouping, weights, backend=backend)
+        norm.add_rms_norm_(hidden, residual, rms_weight, rms_eps)
+    elif not has_adapter_tokens:
+        module.add_rms_norm_(hidden, residual, rms_weight, rms_eps)
+    elif not module.has_kernel_for(hidden, weights):
+        run_boundary_(hidden, residual, state, grouping, weights, backend=backend)
+        module.add_rms_norm_(hidden, residual, rms_weight, rms_eps)
+    else:
+        boundary.check_arguments(hidden, residual, state, len(grouping.slot_starts) - 1, weights)
+        module.boundary_rms_norm_(hidden, residual, state, grouping, weights, rms_weight, rms_eps)
+
+
+def has_fast_rms_norm(device_type: str, dtype: torch.dtype, hidden_size: int) -> bool:
+    """Whether `boundary_rms_norm_` has a kernel of its own for the norm, so that it is worth giving it away."""
+    try:
+        module = get_backend("boundary", "auto", device_type)
+    except BackendUnavailableError:
+        return False
+    answer: bool = hasattr(module, "has_norm_for") and module.has_norm_for(dtype, hidden_size)
+    return answer
+
+
 def run_slot_linear(
     x: torch.Tensor,
     weight: torch.Tensor,
@@ -146,8 +188,21 @@ def _boundary_kernel(
     run_boundary_(hidden, residual, state, grouping, weights)
 
 
+def _boundary_norm_kernel(
+    hidden: torch.Tensor,
+    residual: torch.Tensor,
+    state: torch.Tensor,
+    *tensors: torch.Tensor | float,
+) -> None:
+    grouping, weights = Grouping(*tensors[:5]), boundary.BoundaryWeights(*tensors[5:-2])  # type: ignore[arg-type]
+    run_boundary_rms_norm_(hidden, residual, state, grouping, weights, *tensors[-2:])  # type: ignore[arg-type]
+
+
 def _boundary_fake(
-    hidden: torch.Tensor, residual: torch.Tensor | None, state: torch.Tensor, *tensors: torch.Tensor
+    hidden: torch.Tensor,
+    residual: torch.Tensor | None,
+    state: torch.Tensor,
+    *tensors: torch.Tensor | float,
 ) -> None:
     """Mutates only: nothing to infer."""
 
@@ -186,14 +241,15 @@ _library = torch.library.Library("shadow", "FRAGMENT")
 
 def register_operators() -> None:
     """Define the operators and register both backends and the shape functions. Idempotent."""
-    for op, kernel, fake in (
-        (boundary, _boundary_kernel, _boundary_fake),
-        (slot_linear, _slot_linear_kernel, _slot_linear_fake),
+    for name, schema, kernel, fake in (
+        (boundary.NAME, boundary.SCHEMA, _boundary_kernel, _boundary_fake),
+        (boundary.NORM_NAME, boundary.NORM_SCHEMA, _boundary_norm_kernel, _boundary_fake),
+        (slot_linear.NAME, slot_linear.SCHEMA, _slot_linear_kernel, _slot_linear_fake),
     ):
-        if hasattr(torch.ops.shadow, op.NAME):
+        if hasattr(torch.ops.shadow, name):
             continue
         # inductor must hand over weight views as they are, not copies in a layout of its choice
-        _library.define(op.SCHEMA, tags=(torch.Tag.needs_exact_strides,))
-        _library.impl(op.NAME, kernel, "CPU")
-        _library.impl(op.NAME, kernel, "CUDA")
-        torch.library.register_fake(f"shadow::{op.NAME}", fake, lib=_library)
+        _library.define(schema, tags=(torch.Tag.needs_exact_strides,))
+        _library.impl(name, kernel, "CPU")
+        _library.impl(name, kernel, "CUDA")
+        torch.library.register_fake(f"shadow::{name}", fake, lib=_library)

@@ -9,15 +9,15 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 
-from shadow_kernels import boundary_
+from shadow_kernels import boundary_, boundary_rms_norm_
 from shadow_kernels.dispatch import Backend
 from shadow_kernels.ops.boundary import BoundaryFlag, BoundaryWeights
-from shadow_kernels.ops.boundary.reference import boundary_reference
+from shadow_kernels.ops.boundary.reference import add_rms_norm_reference, boundary_reference
 from shadow_kernels.segments import NO_ADAPTER, StepSegments
 
 Popularity = Literal[
@@ -210,6 +210,80 @@ class BoundaryCase:
                 actual[changed], expected[changed], old[changed], f"{name} delta", amplification
             )
         return worst
+
+
+@dataclass
+class BoundaryNormCase:
+    """One call of `boundary_rms_norm_`.
+
+    Attributes:
+        boundary: the call without the norm. Its residual is there, and rows without an adapter hold numbers in hidden
+            and residual: they have a norm, too. Their state holds NaN.
+        rms_weight, rms_eps: the norm's.
+    """
+
+    boundary: BoundaryCase
+    rms_weight: torch.Tensor
+    rms_eps: float
+
+    def guarded_tensors(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return guarded copies of hidden, residual and state."""
+        case = self.boundary
+        return guarded(case.hidden), guarded(case.residual), guarded(case.state)
+
+    def run(self, backend: Backend = "auto") -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (hidden, residual, state) after the operator ran on guarded copies; the case itself stays."""
+        results = hidden, residual, state = self.guarded_tensors()
+        case = self.boundary
+        boundary_rms_norm_(
+            hidden, residual, state, case.segments.grouping, case.weights,
+            self.rms_weight, self.rms_eps, backend=backend,
+        )  # fmt: skip
+        for tensor in results:
+            assert_guards_intact(tensor)
+        return results
+
+    def expected(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Return (hidden, residual, state) as the fp64 oracle has them."""
+        hidden, state = self.boundary.expected()
+        norm, total = add_rms_norm_reference(
+            hidden, self.boundary.residual, self.rms_weight, self.rms_eps
+        )
+        return norm, total, state
+
+    def assert_correct(self, results: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> float:
+        """Compare a run with the oracle, state rows without adapter bit for bit. Returns the worst error.
+
+        Raises:
+            AssertionError: as `assert_close` and `assert_same_bits`.
+        """
+        hidden, residual, state = results
+        norm, total, new_state = self.expected()
+        is_base = torch.from_numpy(self.boundary.token_slots == NO_ADAPTER).to(state.device)
+        kept = torch.ones(len(state), dtype=torch.bool, device=state.device)
+        kept[: len(is_base)] = is_base
+        assert_same_bits(state[kept], self.boundary.state[kept], "a state row without adapter")
+        return max(
+            assert_close(hidden, norm, "the norm"),
+            assert_close(residual, total, "residual"),
+            assert_close(state[~kept], new_state[~kept], "state"),
+        )
+
+
+def make_boundary_norm_case(token_slots: np.ndarray, **options: Any) -> BoundaryNormCase:
+    """Build a call of `boundary_rms_norm_`; options as in `make_boundary_case`.
+
+    The norm's weights are zero-mean, and its epsilon is so large that it shows.
+    """
+    case = make_boundary_case(token_slots, **options)
+    generator = torch.Generator().manual_seed(99)
+    hidden = case.hidden
+    is_base = torch.from_numpy(token_slots == NO_ADAPTER).to(hidden.device)
+    for tensor in (hidden, case.residual):
+        fresh = torch.randn(hidden.shape, generator=generator).to(hidden)
+        tensor[is_base] = fresh[is_base]
+    weight = torch.randn(hidden.shape[1], generator=generator).to(hidden)
+    return BoundaryNormCase(case, weight, 0.1)
 
 
 def _assert_delta_close(

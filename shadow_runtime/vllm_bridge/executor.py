@@ -129,6 +129,27 @@ class ShadowExecutor(nn.Module):
         """
         torch.ops.shadow.boundary_(hidden, residual, self.state, *self.segments.grouping, *weights)
 
+    def cross_into_norm(
+        self,
+        weights: shadow_kernels.BoundaryWeights,
+        hidden: torch.Tensor,
+        residual: torch.Tensor,
+        rms_weight: torch.Tensor,
+        rms_eps: float,
+    ) -> None:
+        """Do what `cross` does, then the RMS norm that the next layer begins with, in one launch where tokens are few.
+
+        Args:
+            weights: of the layer that runs next.
+            hidden: (num_tokens, hidden) as in `cross`; becomes the norm.
+            residual: (num_tokens, hidden) as in `cross`, there; becomes the sum that the norm is of.
+            rms_weight: (hidden,), model dtype.
+            rms_eps: added to the mean of squares.
+        """
+        torch.ops.shadow.boundary_rms_norm_(
+            hidden, residual, self.state, *self.segments.grouping, *weights, rms_weight, rms_eps
+        )
+
 
 def _max_step_tokens(vllm_config: VllmConfig) -> int:
     """Return the most tokens that one forward can have, graph padding included."""

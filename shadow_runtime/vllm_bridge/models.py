@@ -15,12 +15,15 @@ from typing import Any
 
 import torch
 from torch import nn
+from vllm import envs
 from vllm.compilation.backends import set_model_tag
-from vllm.config import VllmConfig
+from vllm.config import CompilationMode, VllmConfig
 from vllm.distributed import get_pp_group
+from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.sequence import IntermediateTensors
 
+import shadow_kernels
 from shadow_kernels import BoundaryWeights
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.vllm_bridge.architecture import ARCHITECTURES, Architecture
@@ -47,10 +50,13 @@ class _CrossingLayer:
 
 
 class _PendingLayer(_CrossingLayer):
+    input_layernorm: nn.Module
+
     def forward(
         self, positions: torch.Tensor, hidden_states: torch.Tensor, residual: Any, **kwargs: Any
     ) -> Any:
-        self._cross(hidden_states, residual)
+        if residual is None or not isinstance(self.input_layernorm, CrossingNorm):
+            self._cross(hidden_states, residual)
         return super().forward(positions, hidden_states, residual, **kwargs)  # type: ignore[misc]
 
 
@@ -58,6 +64,45 @@ class _WholeLayer(_CrossingLayer):
     def forward(self, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         self._cross(hidden_states, None)
         return super().forward(hidden_states, *args, **kwargs)  # type: ignore[misc]
+
+
+class CrossingNorm(RMSNorm):
+    """A layer's first norm that crosses the boundary itself, in one operator, wherever it has a residual to add."""
+
+    _shadow: tuple[ShadowExecutor, BoundaryWeights]
+
+    def forward(self, x: torch.Tensor, residual: torch.Tensor | None = None) -> Any:
+        """Return the norm of x, or the boundary's (norm, residual), which are the arguments' own memory."""
+        if residual is None:
+            return super().forward(x)
+        executor, weights = self._shadow
+        executor.cross_into_norm(weights, x, residual, self.weight.data, self.variance_epsilon)
+        return x, residual
+
+
+def gives_norm_away(layer: nn.Module, vllm_config: VllmConfig) -> bool:
+    """Whether the boundary in front of a layer may do the layer's first norm as well.
+
+    Only in engines whose compiler makes that norm. Elsewhere it is a kernel of vLLM's own, and rows without an adapter
+    have the bits of stock vLLM as long as it runs.
+    """
+    norm: Any = getattr(layer, "input_layernorm", None)
+    compilation = vllm_config.compilation_config
+    return (
+        type(norm) is RMSNorm
+        and norm.variance_size_override is None
+        and norm.pass_weight_add
+        and norm.weight.dtype == vllm_config.model_config.dtype
+        and compilation.mode == CompilationMode.VLLM_COMPILE
+        and compilation.backend == "inductor"
+        and vllm_config.kernel_config.ir_op_priority.fused_add_rms_norm[:1] == ["native"]
+        # a pass that looks for the norm would find it no longer
+        and not (vllm_config.quant_config and compilation.pass_config.fuse_norm_quant)
+        and not envs.VLLM_BATCH_INVARIANT
+        and shadow_kernels.has_fast_rms_norm(
+            norm.weight.device.type, norm.weight.dtype, norm.hidden_size
+        )
+    )
 
 
 def _exchange_class(layer: nn.Module, stream: str, executor: ShadowExecutor, index: int) -> None:
@@ -100,7 +145,11 @@ class _ShadowCausalLM:
         self.shadow = executor
         layers = getattr(inner, self._architecture.layers)
         for index in range(*span):
-            _exchange_class(layers[index], self._architecture.stream, executor, index)
+            layer = layers[index]
+            _exchange_class(layer, self._architecture.stream, executor, index)
+            if gives_norm_away(layer, vllm_config):
+                layer.input_layernorm.__class__ = CrossingNorm
+                layer.input_layernorm._shadow = layer._shadow
         make_stock = self.make_empty_intermediate_tensors
         self.make_empty_intermediate_tensors = _with_state(make_stock, executor)
 

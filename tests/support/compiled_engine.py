@@ -2,6 +2,8 @@
 
     python compiled_engine.py eager|compiled CACHE
 
+Compiled, layers give their first norm away as they do where there is a kernel for it; eager, they keep it.
+
 On a CPU vLLM compiles the whole model at once or nothing. What it does on a GPU, graphs that are cut at the attention,
 compiled and kept in CACHE, works there as well; but its settings and one pass, which knows GPU operators alone, have to
 be talked out of it.
@@ -42,6 +44,7 @@ def gpu_compilation() -> Iterator[None]:
             CpuPlatform, "check_and_update_config", classmethod(check_and_update_config)
         ),
         mock.patch.object(FixFunctionalizationPass, "__call__", return_value=None),
+        mock.patch("shadow_kernels.has_fast_rms_norm", return_value=True),
     ):
         yield
 

@@ -3,6 +3,7 @@
 #include "shadow/boundary.cuh"
 #include "shadow/boundary_tile.cuh"
 #include "shadow/boundary_token.cuh"
+#include "shadow/rms_norm.cuh"
 
 #include <cmath>
 #include <vector>
@@ -88,7 +89,29 @@ bool run(const shadow::BoundaryParams& params, int kernel, int num_clusters, uin
 }
 #endif
 
+template <typename T, int kOctets>
+bool run_norm(const shadow::RmsNormParams& params, int num_warps, uint32_t seed) {
+  const int bytes = 4 * kOctets * 32 * num_warps / shadow::kRmsSliceOctets;
+  auto kernel = [&] { shadow::add_rms_norm_kernel<T, kOctets>(params); };
+  return emulator::launch(kernel, params.num_tokens, 1, num_warps, bytes, seed);
+}
+
+template <typename T>
+bool run_norm(const shadow::RmsNormParams& params, int num_octets, int num_warps, uint32_t seed) {
+  return num_octets > 1 ? run_norm<T, 2>(params, num_warps, seed) : run_norm<T, 1>(params, num_warps, seed);
+}
+
 }  // namespace
+
+// num_octets: of a thread, 1 or 2. Returns as run_boundary.
+extern "C" bool run_add_rms_norm(const shadow::RmsNormParams* params, int data_type, int num_octets, int num_warps,
+                                 uint32_t seed) {
+#ifndef ONLY
+  if (data_type == 1) return run_norm<__half>(*params, num_octets, num_warps, seed);
+  if (data_type == 2) return run_norm<float>(*params, num_octets, num_warps, seed);
+#endif
+  return run_norm<__nv_bfloat16>(*params, num_octets, num_warps, seed);
+}
 
 // Returns whether it ran to its end: no deadlock, nothing on its way to a block that has ended.
 extern "C" bool run_boundary(const shadow::BoundaryParams* params, int data_type, int kernel,

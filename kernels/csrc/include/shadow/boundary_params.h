@@ -15,7 +15,7 @@ struct Stack {
 
 struct BoundaryParams {
   void* hidden;            // (T, D)
-  const void* residual;    // (T, D) or null
+  void* residual;          // (T, D) or null; written with rms_weight alone
   void* state;             // (>= T, D)
   int64_t hidden_stride, residual_stride, state_stride;
   const int* adapter_slots;  // as in segments.py
@@ -25,6 +25,8 @@ struct BoundaryParams {
   const int* flags;        // (A,)
   const float* scale;      // (A,)
   Stack norm_weight, norm_bias, update_in, update_in_bias, update_out, update_out_bias, down, up;
+  const void* rms_weight;  // (D,) of the norm behind the boundary, or null: none
+  float rms_eps;
   float* reduced;          // (2 tiles, blocks, kItems): scratch of the separate kernels
   float* projected;        // (2 tiles, blocks, kProjected)
   int num_tokens;          // T

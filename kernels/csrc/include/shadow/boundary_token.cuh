@@ -15,10 +15,12 @@
 //     spread     values for all columns (u @ update_out, p @ up). The right operand's columns 2 c and 2 c + 1 are chunk
 //                c, zero elsewhere, so chunk c's results arrive at the lanes of quad c, which own those columns.
 //
-// Sums cross the cluster as in boundary.cuh. Legend and lanes: ibid.
+// Sums cross the cluster as in boundary.cuh. Legend and lanes: ibid. With rms_weight a token's cluster goes on to the norm
+// that follows; then it has something to do for a token without an adapter, too.
 #pragma once
 
 #include "shadow/boundary.cuh"
+#include "shadow/rms_norm.cuh"
 
 namespace shadow {
 
@@ -35,7 +37,8 @@ struct TokenSums {
 };
 
 constexpr int token_shared_bytes(int num_warps, int num_blocks) {
-  return kBarrierBytes + 4 * (num_warps + num_blocks) * (TokenSums::kItems + TokenSums::kProjected);
+  const int num_sums = (num_warps + num_blocks) * (TokenSums::kItems + TokenSums::kProjected);
+  return kBarrierBytes + 4 * (num_sums + num_warps * num_blocks);
 }
 
 // kWarps and kBlocks: the most that a block and a cluster have.
@@ -52,7 +55,7 @@ struct TokenBoundary {
   int token, slot, flags;
   bool is_inside;    // whether the lane's columns exist
   uint64_t* barriers;
-  float *warp_sums, *warp_projected, *reduced, *projected;
+  float *warp_sums, *warp_projected, *reduced, *projected, *squares;
   float h[2], hidden[2], s[2];
 
   __device__ TokenBoundary(const BoundaryParams& params, char* shared) : p(params) {
@@ -66,9 +69,10 @@ struct TokenBoundary {
     warp_projected = warp_sums + num_warps * TokenSums::kItems;
     reduced = warp_projected + num_warps * TokenSums::kProjected;
     projected = reduced + p.num_blocks * TokenSums::kItems;
+    squares = projected + p.num_blocks * TokenSums::kProjected;
   }
 
-  // Finds the token's slot and what to do with it; false where that is nothing.
+  // Finds the token's slot and what its adapter does; false where that is nothing.
   __device__ bool take_token() {
     const int2 all_flags = read_flags(p, lane);
     slot = p.adapter_slots[token];
@@ -79,7 +83,7 @@ struct TokenBoundary {
   // First of all: the fence waits for every load that its thread has asked for before, and the block for that thread.
   __device__ void init_barriers() const {
     if (threadIdx.x != 0) return;
-    init_barrier(&barriers[0], 1), init_barrier(&barriers[1], 1);
+    init_barrier(&barriers[0], 1), init_barrier(&barriers[1], 1), init_barrier(&barriers[2], 1);
     fence_barriers();
   }
 
@@ -89,6 +93,7 @@ struct TokenBoundary {
       const int num_reduced = flags & kNorm ? TokenSums::kItems : TokenSums::kNormWeight;
       expect_bytes(&barriers[0], 4 * num_reduced * p.num_blocks);
       expect_bytes(&barriers[1], 4 * TokenSums::kProjected * p.num_blocks);
+      expect_bytes(&barriers[2], 4 * num_warps * p.num_blocks);
     }
     __syncthreads();
     arrive_at_cluster();
@@ -418,8 +423,36 @@ struct TokenBoundary {
     }
     spread(up, words[0], words[1], correction);
 #pragma unroll
-    for (int i = 0; i < 2; ++i) hidden[i] += correction[2 * i + 1] + correction[2 * i];
-    write_pair(hidden_row(own_column), hidden);
+    for (int i = 0; i < 2; ++i) {
+      const float added = correction[2 * i + 1] + correction[2 * i];
+      hidden[i] += added, h[i] += added;
+    }
+  }
+
+  __device__ void write_hidden() const { write_pair(hidden_row(own_column), hidden); }
+
+  // ---- the norm behind the boundary
+
+  __device__ uint32_t read_rms_weight() const {
+    return read_pair(static_cast<const T*>(p.rms_weight) + own_column, p.rms_weight != nullptr);
+  }
+
+  // Of h, which no rounding has met. A warp has a slice and sends its squares to all blocks, one a lane.
+  __device__ void normalize(uint32_t weight_word) {
+    const float of_slice = sum_neighbours<0, 5>(is_inside ? square_of(h[0], h[1]) : 0.0f);
+    if (lane < p.num_blocks) {
+      send(address_at(squares + block * num_warps + warp, lane), of_slice, address_at(&barriers[2], lane));
+    }
+    write_pair(residual_row(own_column), h);
+    wait_barrier(&barriers[2], 0);
+    const float factor = rms_factor(squares, p.num_blocks * num_warps, p.hidden_size, p.rms_eps);
+    uint32_t rounded[1];
+    float weight[2], x[2];
+    split(h[0] * factor, h[1] * factor, rounded);
+    unpack_pair(rounded[0], x);
+    unpack_pair(weight_word, weight);
+    x[0] *= weight[0], x[1] *= weight[1];
+    write_pair(hidden_row(own_column), x);
   }
 };
 
@@ -431,7 +464,8 @@ __global__ void __launch_bounds__(32 * kWarps, kTokenRegisterWarps / kWarps)
   Work work(p, shared_memory);
   work.init_barriers();
   work.prefetch_activations();
-  if (!work.take_token()) {
+  const bool has_rms = p.rms_weight != nullptr;
+  if (!work.take_token() && !has_rms) {
     if (work.token == 0) wait_for_previous_kernel();  // else this kernel could end before that one
     return;
   }
@@ -446,7 +480,8 @@ __global__ void __launch_bounds__(32 * kWarps, kTokenRegisterWarps / kWarps)
   const uint32_t biases[2] = {work.read_vector(p.update_out_bias, 0, has_bias),
                               work.read_vector(p.update_out_bias, 1, has_bias)};
   const float in_bias = work.read_in_bias();
-  const float scale = p.scale[work.slot];
+  const float scale = has_inject ? p.scale[work.slot] : 0.0f;
+  const uint32_t rms_weight = work.read_rms_weight();
   work.prefetch_projection();
   work.prepare();
   wait_for_previous_kernel();
@@ -465,12 +500,15 @@ __global__ void __launch_bounds__(32 * kWarps, kTokenRegisterWarps / kWarps)
     work.read_down(down);
     wait_for_cluster();
   }
-  if (!has_inject) return;
-  work.project(down);
-  work.template publish<TokenSums::kProjected>(work.warp_projected, work.projected, TokenSums::kProjected, 1);
-  work.read_up(up);
-  wait_barrier(&work.barriers[1], 0);
-  work.inject(up, scale);
+  if (has_inject) {
+    work.project(down);
+    work.template publish<TokenSums::kProjected>(work.warp_projected, work.projected, TokenSums::kProjected, 1);
+    work.read_up(up);
+    wait_barrier(&work.barriers[1], 0);
+    work.inject(up, scale);
+    if (!has_rms) work.write_hidden();
+  }
+  if (has_rms) work.normalize(rms_weight);
 #endif
 }
 

@@ -139,6 +139,13 @@ __device__ inline void send(uint32_t target, const float (&values)[4], uint32_t 
       : "memory");
 }
 
+// The same with one value, which lies on 4 bytes.
+__device__ inline void send(uint32_t target, float value, uint32_t barrier) {
+  asm volatile("st.async.shared::cluster.mbarrier::complete_tx::bytes.b32 [%0], %1, [%2];" ::"r"(target),
+               "r"(__float_as_uint(value)), "r"(barrier)
+               : "memory");
+}
+
 // Waits for the kernel before this one in the stream; returns at once unless launched as its dependent.
 __device__ inline void wait_for_previous_kernel() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
@@ -161,6 +168,7 @@ __device__ inline int rank_in_cluster() { return 0; }
 __device__ inline int cluster_index() { return 0; }
 __device__ inline uint32_t address_at(const void*, int) { return 0; }
 __device__ inline void send(uint32_t, const float (&)[4], uint32_t) {}
+__device__ inline void send(uint32_t, float, uint32_t) {}
 __device__ inline void wait_for_previous_kernel() {}
 __device__ inline void release_next_kernel() {}
 

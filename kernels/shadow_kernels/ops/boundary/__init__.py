@@ -22,6 +22,15 @@ SCHEMA = (
     "Tensor down, Tensor up) -> ()"
 )
 
+NORM_NAME = "boundary_rms_norm_"
+
+NORM_SCHEMA = (
+    SCHEMA.replace(NAME, NORM_NAME, 1)
+    .replace("Tensor? residual, Tensor(b!) state", "Tensor(b!) residual, Tensor(c!) state", 1)
+    .replace("Tensor up)", "Tensor up, Tensor rms_weight, float rms_eps)", 1)
+)
+"""The boundary and the RMS norm that the next base layer begins with."""
+
 NORM_EPS = 1e-5
 """Epsilon of the LayerNorm before transform and gate, as the paper's package has it."""
 
@@ -87,6 +96,21 @@ def check_arguments(
         )
     checks.check_stack("state", state, (state.shape[0], hidden_size), dtype)
     _check_weights(weights, num_adapter_slots, hidden_size, dtype)
+
+
+def check_norm_arguments(
+    hidden: torch.Tensor, residual: torch.Tensor, rms_weight: torch.Tensor
+) -> None:
+    """Raise ShapeError or UnsupportedDtypeError, naming the argument, unless the norm's agree with a checked hidden."""
+    checks.check_dtype("hidden", hidden, checks.SUPPORTED_DTYPES)
+    if hidden.dim() != 2:
+        raise checks.ShapeError(
+            f"hidden must be (num_tokens, hidden_size), got {tuple(hidden.shape)}"
+        )
+    checks.check_inner_contiguous("hidden", hidden)
+    checks.check_stack("residual", residual, tuple(hidden.shape), hidden.dtype)
+    checks.check_shape("rms_weight", rms_weight, (hidden.shape[1],))
+    checks.check_stack("rms_weight", rms_weight.unsqueeze(0), (1, hidden.shape[1]), hidden.dtype)
 
 
 def _check_weights(

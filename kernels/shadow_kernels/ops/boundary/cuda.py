@@ -1,4 +1,4 @@
-"""CUDA version of `boundary_`: one cluster launch (kernels/csrc), from compute capability 9.0 on.
+"""CUDA version of `boundary_` and `boundary_rms_norm_`: one cluster launch (kernels/csrc), from capability 9.0 on.
 
 Below 9.0, and for the rare shape whose weights do not fit a cluster's shared memory, the same code runs as three
 launches with scratch. Gates over 16 and ranks over 64 have no kernel. The library is built by `shadow_kernels.build`.
@@ -31,7 +31,38 @@ def boundary_(
 ) -> None:
     """Run the operator; arguments as in `shadow_kernels.boundary_`, already checked. Mutates hidden and state."""
     num_tiles = max_tiles(len(hidden), len(grouping.slot_starts) - 1)
-    torch.ops.shadow_cuda.boundary_(hidden, residual, state, *grouping[:4], *weights, num_tiles)
+    torch.ops.shadow_cuda.boundary_(
+        hidden, residual, state, *grouping[:4], *weights, num_tiles, None, 0.0
+    )
+
+
+def has_norm_for(dtype: torch.dtype, hidden_size: int) -> bool:
+    """Whether the library has the RMS norm for rows of this kind that lie on 16 bytes."""
+    most: int = torch.ops.shadow_cuda.most_rms_columns()
+    return dtype in _DATA_TYPES and hidden_size % 8 == 0 and hidden_size <= most
+
+
+def boundary_rms_norm_(
+    hidden: torch.Tensor,
+    residual: torch.Tensor,
+    state: torch.Tensor,
+    grouping: Grouping,
+    weights: BoundaryWeights,
+    rms_weight: torch.Tensor,
+    rms_eps: float,
+) -> None:
+    """Run the operator; arguments as in `shadow_kernels.boundary_rms_norm_`, already checked."""
+    num_tiles = max_tiles(len(hidden), len(grouping.slot_starts) - 1)
+    torch.ops.shadow_cuda.boundary_(
+        hidden, residual, state, *grouping[:4], *weights, num_tiles, rms_weight, rms_eps
+    )
+
+
+def add_rms_norm_(
+    hidden: torch.Tensor, residual: torch.Tensor, rms_weight: torch.Tensor, rms_eps: float
+) -> None:
+    """Run the norm alone: residual becomes hidden + residual, hidden its norm. Rows on 16 bytes."""
+    torch.ops.shadow_cuda.add_rms_norm_(hidden, residual, rms_weight, rms_eps)
 
 
 def _sizes(

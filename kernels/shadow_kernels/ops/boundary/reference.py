@@ -34,6 +34,15 @@ def boundary_reference(
     return new_hidden, new_state
 
 
+def add_rms_norm_reference(
+    hidden: torch.Tensor, residual: torch.Tensor, weight: torch.Tensor, eps: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return (norm, sum) of (T, D) tensors as new fp64 tensors."""
+    total = hidden.double() + residual.double()
+    mean = total.square().sum(-1, keepdim=True) / total.shape[-1]
+    return total / torch.sqrt(mean + eps) * weight.double(), total
+
+
 def _update(h: torch.Tensor, s: torch.Tensor, flags: int, own: BoundaryWeights) -> torch.Tensor:
     x = h
     if flags & BoundaryFlag.NORM:

@@ -1,14 +1,12 @@
 """The CUDA kernels of `boundary_`, run on the CPU thread by thread, against the oracle."""
 
 import itertools
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from emulated_boundary import Cut, compile_emulator, run_emulated
-from shadow_kernels.build import find_sources
+from emulated_boundary import Cut, compile_emulator, compile_sabotaged, run_emulated
 from shadow_kernels.segments import max_tiles
 from shadow_kernels.testing import (
     MIXED_FLAGS,
@@ -333,13 +331,7 @@ def first_failure(library, kernel):
 
 def is_seen(tmp_path, kernel, header, right, wrong):
     """Compile the sources with one place changed and expect a failure."""
-    sources = tmp_path / "csrc"
-    shutil.copytree(find_sources(), sources)
-    path = sources / "include/shadow" / header
-    text = path.read_text()
-    assert right in text
-    path.write_text(text.replace(right, wrong))
-    library = compile_emulator(tmp_path, sources, only=kernel)
+    library = compile_sabotaged(tmp_path, kernel, header, right, wrong)
     with pytest.raises(AssertionError):
         first_failure(library, kernel)
 

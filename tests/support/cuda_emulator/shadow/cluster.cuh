@@ -100,23 +100,29 @@ inline uint32_t address_at(const void* place, int rank) {
   return static_cast<uint32_t>(rank << 24 | (static_cast<const char*>(place) - shared));
 }
 
-inline void send(uint32_t target, const float (&values)[4], uint32_t place) {
+template <size_t kCount>
+void send_values(uint32_t target, std::array<float, kCount> values, uint32_t place) {
   emulator::Cluster* cluster = emulator::current->block->cluster;
   emulator::Block* block = cluster->blocks[target >> 24].get();
   char* shared = block->shared.data();
   char* written = shared + (target & 0xffffff);
-  if (reinterpret_cast<uintptr_t>(written) % 16) {
-    std::fprintf(stderr, "send: not on 16 bytes\n");
+  if (reinterpret_cast<uintptr_t>(written) % sizeof(values)) {
+    std::fprintf(stderr, "send: not on %zu bytes\n", sizeof(values));
     std::abort();
   }
   emulator::Barrier* barrier = &block->barriers[shared + (place & 0xffffff)];
-  cluster->in_flight.push_back([=, first = values[0], second = values[1], third = values[2], fourth = values[3]] {
-    const float sent[4] = {first, second, third, fourth};
-    std::memcpy(written, sent, 16);
-    barrier->bytes -= 16;
+  cluster->in_flight.push_back([=] {
+    std::memcpy(written, values.data(), sizeof(values));
+    barrier->bytes -= sizeof(values);
     emulator::complete(*barrier);
   });
 }
+
+inline void send(uint32_t target, const float (&values)[4], uint32_t place) {
+  send_values<4>(target, {values[0], values[1], values[2], values[3]}, place);
+}
+
+inline void send(uint32_t target, float value, uint32_t place) { send_values<1>(target, {value}, place); }
 
 inline void wait_for_previous_kernel() {
   emulator::Previous& previous = emulator::previous;

@@ -1,0 +1,194 @@
+"""The CUDA kernels of `boundary_rms_norm_`, run on the CPU thread by thread, against the oracle."""
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+
+from emulated_boundary import (
+    Cut,
+    compile_emulator,
+    compile_sabotaged,
+    run_emulated_norm,
+    run_emulated_with_norm,
+)
+from shadow_kernels.ops.boundary.reference import add_rms_norm_reference
+from shadow_kernels.testing import (
+    MIXED_FLAGS,
+    PAPER_FLAGS,
+    POPULARITIES,
+    TOLERANCE,
+    assert_close,
+    assert_same_bits,
+    make_boundary_norm_case,
+    popularity_slots,
+)
+
+NUM_SLOTS = 7
+SIZES = [
+    (512, 8, 16, 2),
+    (328, 5, 9, 2),
+    (1024, 3, 16, 4),
+    (200, 8, 1, 1),
+    (2560, 8, 7, 8),
+    (1600, 8, 16, 16),
+]
+
+
+@pytest.fixture(scope="module")
+def library(tmp_path_factory):
+    return compile_emulator(tmp_path_factory.mktemp("emulated"))
+
+
+def make_case(slots, **options):
+    options = {"hidden_size": 512, "rank": 16, "gate_size": 8, "dtype": torch.bfloat16, **options}
+    return make_boundary_norm_case(slots, num_adapter_slots=NUM_SLOTS, **options)
+
+
+def check(library, case, cut):
+    return case.assert_correct(run_emulated_with_norm(library, case, cut))
+
+
+@pytest.mark.parametrize(("hidden_size", "gate_size", "rank", "num_blocks"), SIZES)
+@pytest.mark.parametrize("flags", [MIXED_FLAGS, [PAPER_FLAGS]], ids=["mixed", "paper"])
+def test_the_token_kernel_ends_with_the_norm(
+    library, hidden_size, gate_size, rank, num_blocks, flags
+):
+    slots = popularity_slots("uniform", 10, NUM_SLOTS, seed=1)
+    case = make_case(slots, hidden_size=hidden_size, gate_size=gate_size, rank=rank, flags=flags)
+    check(library, case, Cut(num_blocks, "token"))
+
+
+@pytest.mark.parametrize("popularity", POPULARITIES)
+def test_every_row_has_a_norm(library, popularity):
+    case = make_case(popularity_slots(popularity, 20, NUM_SLOTS, seed=1), flags=MIXED_FLAGS)
+    check(library, case, Cut(2, "token"))
+
+
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+@pytest.mark.parametrize(
+    ("hidden_size", "num_octets", "num_warps"),
+    [(512, 1, 2), (512, 2, 1), (328, 1, 2), (1000, 2, 2), (8, 1, 1), (1088, 1, 5)],
+)
+def test_the_norm_alone(library, hidden_size, num_octets, num_warps, dtype):
+    slots = popularity_slots("base_mixed", 6, NUM_SLOTS, seed=1)
+    case = make_case(slots, hidden_size=hidden_size, rank=4, dtype=dtype)
+    results = run_emulated_norm(library, case, num_octets, num_warps)
+    oracle = add_rms_norm_reference(
+        case.boundary.hidden, case.boundary.residual, case.rms_weight, case.rms_eps
+    )
+    for name, actual, expected in zip(("norm", "sum"), results, oracle, strict=True):
+        assert_close(actual, expected, name)
+
+
+@pytest.mark.parametrize(("hidden_size", "num_blocks"), [(512, 2), (328, 2), (2560, 8), (1600, 16)])
+def test_a_base_row_has_the_same_bits_in_every_kernel_and_under_any_timing(
+    library, hidden_size, num_blocks
+):
+    case = make_case(popularity_slots("base_mixed", 12, NUM_SLOTS, seed=2), hidden_size=hidden_size)
+    is_base = case.boundary.token_slots < 0
+    alone = run_emulated_norm(library, case, 2, 5)
+    for seed in range(3):
+        mixed = run_emulated_with_norm(library, case, Cut(num_blocks, "token", seed=seed))
+        for name, first, second in zip(("norm", "sum"), mixed, alone, strict=False):
+            assert_same_bits(first[is_base], second[is_base], f"a base row of {name}")
+
+
+def test_the_norm_differs_from_the_base_s(library):
+    """The oracle's own rows show what the tests above rest on: the correction is no rounding error."""
+    case = make_case(popularity_slots("identical", 4, NUM_SLOTS, seed=1), flags=[PAPER_FLAGS])
+    bare, _ = add_rms_norm_reference(
+        case.boundary.hidden, case.boundary.residual, case.rms_weight, case.rms_eps
+    )
+    assert (case.expected()[0] - bare).abs().mean() > 0.1
+
+
+TOKEN_SABOTAGE = {
+    "nobody waits for the squares": ("    wait_barrier(&barriers[2], 0);\n", ""),
+    "a slice in another's place": (
+        "squares + block * num_warps + warp",
+        "squares + block * num_warps",
+    ),
+    "a block without squares": (
+        "if (lane < p.num_blocks) {\n      send",
+        "if (lane && lane < p.num_blocks) {\n      send",
+    ),
+    "the squares over other sums": (
+        "squares = projected + p.num_blocks",
+        "squares = projected + 0 * p.num_blocks",
+    ),
+    "the correction left out of the norm": (
+        "hidden[i] += added, h[i] += added;",
+        "hidden[i] += added;",
+    ),
+    "hidden in place of the sum": (
+        "write_pair(residual_row(own_column), h);",
+        "write_pair(residual_row(own_column), hidden);",
+    ),
+    "rows without adapter left out": (
+        "if (!work.take_token() && !has_rms) {",
+        "if (!work.take_token()) {",
+    ),
+    "the weight ignored": ("x[0] *= weight[0], x[1] *= weight[1];", ""),
+    "two columns exchanged": (
+        "x[0] *= weight[0], x[1] *= weight[1];",
+        "x[0] *= weight[1], x[1] *= weight[0];",
+    ),
+}
+
+NORM_SABOTAGE = {
+    "nobody waits for the slices": (
+        "  __syncthreads();\n  const int num_slices",
+        "  const int num_slices",
+    ),
+    "a slice's sum of four lanes": ("sum_neighbours<0, 3>(octet", "sum_neighbours<0, 2>(octet"),
+    "a thread's first octet twice": ("hidden = hidden[octet]", "hidden = hidden[threadIdx.x]"),
+    "eps ignored": (
+        "static_cast<float>(hidden_size)), eps)",
+        "static_cast<float>(hidden_size)), 0.0f)",
+    ),
+    "the weight ignored": ("* weights[i]", ""),
+    "the last slice dropped": ("i < num_slices", "i < num_slices - 1"),
+    "every row the first": ("row = blockIdx.x", "row = 0"),
+}
+
+
+def token_failure(library):
+    slots = popularity_slots("base_mixed", 16, NUM_SLOTS, seed=1)
+    cases = [make_case(slots), make_case(slots, hidden_size=328, gate_size=5, rank=9)]
+    for seed, case in itertools.product(range(8), cases):
+        check(library, case, Cut(2, "token", seed=seed))
+
+
+def norm_failure(library):
+    case = make_case(np.full(5, -1, np.int32), hidden_size=1024)
+    oracle = case.expected()
+    for seed in range(8):
+        for actual, expected in zip(
+            run_emulated_norm(library, case, 2, 2, seed), oracle, strict=False
+        ):
+            assert_close(actual, expected, "a row")
+
+
+@pytest.mark.slow
+def test_sources_without_sabotage_pass_what_sabotage_fails(tmp_path):
+    library = compile_emulator(tmp_path, only="token")
+    token_failure(library)
+    norm_failure(library)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", TOKEN_SABOTAGE)
+def test_sabotage_of_the_token_kernel_is_seen(tmp_path, sabotage):
+    changed = compile_sabotaged(tmp_path, "token", "boundary_token.cuh", *TOKEN_SABOTAGE[sabotage])
+    with pytest.raises(AssertionError):
+        token_failure(changed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sabotage", NORM_SABOTAGE)
+def test_sabotage_of_the_norm_kernel_is_seen(tmp_path, sabotage):
+    changed = compile_sabotaged(tmp_path, "token", "rms_norm.cuh", *NORM_SABOTAGE[sabotage])
+    with pytest.raises(AssertionError):
+        norm_failure(changed)
