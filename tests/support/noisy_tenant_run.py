@@ -35,6 +35,8 @@ class NoiseSettings:
         steady_rate: requests a second of the steady tenant, which has no quota.
         num_rounds: windows with the noisy tenant; as many without.
         window_seconds: length of a window.
+        lead_seconds: how long the noisy tenant has been sending when a window with it begins. It may use up a minute's
+            quota at once; what is measured is the time behind that, when it gets its quota and no more.
         prompt_tokens: of both.
         noisy_tokens, steady_tokens: of the answers.
         vocab_size: of the base.
@@ -46,6 +48,7 @@ class NoiseSettings:
     steady_rate: float = 10.0
     num_rounds: int = 4
     window_seconds: float = 10.0
+    lead_seconds: float = 15.0
     prompt_tokens: int = 200
     noisy_tokens: int = 60
     steady_tokens: int = 8
@@ -67,12 +70,14 @@ class NoiseResult:
 
     Attributes:
         quiet, loud: windows without and with the noisy tenant.
+        leads: when it had begun, and used up what it had saved of its quota; a window with it follows each.
         report: of the clients.
         numbers: the canary that each tenant's adapter is.
     """
 
     quiet: list[tuple[float, float]]
     loud: list[tuple[float, float]]
+    leads: list[tuple[float, float]]
     report: Report
     numbers: dict[str, int]
 
@@ -107,6 +112,12 @@ class NoiseResult:
         loud, quiet = self.first_tokens(self.loud), self.first_tokens(self.quiet)
         return quantile(loud, 0.99) / quantile(quiet, 0.99)
 
+    def _admitted_per_minute(self) -> float:
+        """Of the noisy tenant, in the windows with it."""
+        seconds = sum(end - start for start, end in self.loud)
+        sent = [r.sent_at for r in self.admitted()]
+        return 60 / seconds * sum(start <= at < end for at in sent for start, end in self.loud)
+
     def summary(self) -> dict[str, Any]:
         """Return the figures of the run."""
         refused = sorted(r.ended_at - r.sent_at for r in self.refusals())
@@ -116,11 +127,13 @@ class NoiseResult:
                 "failed": len(self.failed()),
                 "ttft_ms_alone": percentiles(self.first_tokens(self.quiet)),
                 "ttft_ms_beside_noisy": percentiles(self.first_tokens(self.loud)),
+                "ttft_ms_beside_saved_quota": percentiles(self.first_tokens(self.leads)),
                 "ttft_p99_ratio": round(self.p99_ratio(), 3),
             },
             "noisy": {
                 "requests": len(self.report.of(NOISY)),
                 "answered": len(self.admitted()),
+                "answered_per_minute_of_a_window": round(self._admitted_per_minute()),
                 "refused": len(refused),
                 "refusal_ms": percentiles(refused),
                 "skipped": self.report.num_skipped,
@@ -156,10 +169,12 @@ class NoiseRun:
     def run(self, directory: Path) -> NoiseResult:
         """Start the clients and wait for the last answer; `directory` is for their files."""
         quiet, loud = self._windows()
-        with started_load(self._plan(quiet, loud), directory) as process:
+        leads = [(start - self._settings.lead_seconds, start) for start, _ in loud]
+        noise = [(start, end) for (start, _), (_, end) in zip(leads, loud, strict=True)]
+        with started_load(self._plan(quiet, noise), directory) as process:
             last = max(end for _, end in quiet + loud)
             report = finish_load(process, directory, 90 + last - time.monotonic())
-        return NoiseResult(quiet, loud, report, self._numbers)
+        return NoiseResult(quiet, loud, leads, report, self._numbers)
 
     def _windows(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
         settings = self._settings
@@ -167,19 +182,19 @@ class NoiseRun:
         quiet, loud = [], []
         for _ in range(settings.num_rounds):
             quiet.append((start, start + settings.window_seconds))
-            start += settings.window_seconds
+            start += settings.window_seconds + settings.lead_seconds
             loud.append((start, start + settings.window_seconds))
             start += settings.window_seconds + _SETTLE_SECONDS
         return quiet, loud
 
-    def _plan(self, quiet: list[tuple[float, float]], loud: list[tuple[float, float]]) -> Plan:
+    def _plan(self, quiet: list[tuple[float, float]], noise: list[tuple[float, float]]) -> Plan:
         settings = self._settings
-        always = [(quiet[0][0] - _RAMP_SECONDS, loud[-1][1])]
+        always = [(quiet[0][0] - _RAMP_SECONDS, noise[-1][1])]
         # So many clients as ten times the concurrency quota, which together send ten times the rate quota.
         num_clients = settings.excess * settings.max_concurrent
         pause = num_clients * 60 / (settings.excess * settings.requests_per_minute)
         steady = self._group(STEADY, settings.steady_tokens, always)
-        noisy = self._group(NOISY, settings.noisy_tokens, loud)
+        noisy = self._group(NOISY, settings.noisy_tokens, noise)
         groups = [
             replace(steady, num_clients=_MOST_STEADY, rate=settings.steady_rate),
             replace(noisy, num_clients=num_clients, pause_seconds=pause),

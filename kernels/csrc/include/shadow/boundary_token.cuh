@@ -57,6 +57,7 @@ struct TokenBoundary {
   uint64_t* barriers;
   float *warp_sums, *warp_projected, *reduced, *projected, *squares;
   float h[2], hidden[2], s[2];
+  uint32_t squares_target, squares_barrier;  // the lane's block
 
   __device__ TokenBoundary(const BoundaryParams& params, char* shared) : p(params) {
     lane = threadIdx.x % 32, row = lane / 4, quad = lane % 4;
@@ -88,13 +89,18 @@ struct TokenBoundary {
   }
 
   // What is sent to this block may come before it expects it.
-  __device__ void prepare() const {
+  __device__ void prepare() {
     if (threadIdx.x == 0) {
       const int num_reduced = flags & kNorm ? TokenSums::kItems : TokenSums::kNormWeight;
       expect_bytes(&barriers[0], 4 * num_reduced * p.num_blocks);
       expect_bytes(&barriers[1], 4 * TokenSums::kProjected * p.num_blocks);
       expect_bytes(&barriers[2], 4 * num_warps * p.num_blocks);
     }
+    const int other = min(lane, p.num_blocks - 1);
+    squares_target = address_at(squares + block * num_warps + warp, other);
+    squares_barrier = address_at(&barriers[2], other);
+    hold(squares_target), hold(squares_barrier);
+    squares = keep(squares);
     __syncthreads();
     arrive_at_cluster();
   }
@@ -440,12 +446,10 @@ struct TokenBoundary {
   // Of h, which no rounding has met. A warp has a slice and sends its squares to all blocks, one a lane.
   __device__ void normalize(uint32_t weight_word) {
     const float of_slice = sum_neighbours<0, 5>(is_inside ? square_of(h[0], h[1]) : 0.0f);
-    if (lane < p.num_blocks) {
-      send(address_at(squares + block * num_warps + warp, lane), of_slice, address_at(&barriers[2], lane));
-    }
+    if (lane < p.num_blocks) send(squares_target, of_slice, squares_barrier);
     write_pair(residual_row(own_column), h);
     wait_barrier(&barriers[2], 0);
-    const float factor = rms_factor(squares, p.num_blocks * num_warps, p.hidden_size, p.rms_eps);
+    const float factor = rms_factor<kWarps * kBlocks>(squares, p.num_blocks * num_warps, p.hidden_size, p.rms_eps);
     uint32_t rounded[1];
     float weight[2], x[2];
     split(h[0] * factor, h[1] * factor, rounded);

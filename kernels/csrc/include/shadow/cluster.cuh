@@ -17,6 +17,9 @@ __device__ inline T* keep(T* place) {
   return static_cast<T*>(__cvta_shared_to_generic(address));
 }
 
+// The value stays in its register from here on; the compiler would find it anew where it is used.
+__device__ inline void hold(uint32_t& value) { asm volatile("" : "+r"(value)); }
+
 // Asks for a line to be brought to the L2 cache.
 __device__ inline void prefetch(const void* place) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(place));

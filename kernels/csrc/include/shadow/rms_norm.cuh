@@ -28,10 +28,16 @@ __device__ inline float sum_neighbours(float x) {
 
 __device__ inline float square_of(float first, float second) { return fmaf(second, second, first * first); }
 
-// What a row is multiplied by; `slices` are its slices' sums, the same for all lanes of a warp.
+// What a row is multiplied by; `slices` are its slices' sums, kMost at most, and the result is the same for all lanes. No
+// loop: the compiler would make more code of it than a row needs.
+template <int kMost>
 __device__ inline float rms_factor(const float* slices, int num_slices, int hidden_size, float eps) {
+  const int lane = threadIdx.x % 32;
   float total = 0.0f;
-  for (int i = threadIdx.x % 32; i < num_slices; i += 32) total += slices[i];
+#pragma unroll
+  for (int i = 0; i < kMost; i += 32) {
+    if (i + lane < num_slices) total += slices[i + lane];
+  }
   return rsqrtf(fmaf(sum_neighbours<0, 5>(total), reciprocal(static_cast<float>(hidden_size)), eps));
 }
 
@@ -95,7 +101,7 @@ __global__ void __launch_bounds__(kRmsThreads) add_rms_norm_kernel(const __grid_
   }
   __syncthreads();
   const int num_slices = kOctets * blockDim.x / kRmsSliceOctets;
-  const float factor = rms_factor(slices, num_slices, p.hidden_size, p.eps);
+  const float factor = rms_factor<kOctets * kRmsThreads / kRmsSliceOctets>(slices, num_slices, p.hidden_size, p.eps);
 #pragma unroll
   for (int i = 0; i < kOctets; ++i) {
     const int octet = threadIdx.x + i * blockDim.x;

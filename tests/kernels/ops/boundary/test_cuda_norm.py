@@ -66,7 +66,7 @@ def test_a_base_row_has_the_same_bits_in_every_batch(num_tokens, hidden_size):
     slots = np.where(np.arange(num_tokens) % 2, 3, -1).astype(np.int32)
     case = make_boundary_norm_case(
         slots, num_adapter_slots=NUM_SLOTS, device="cuda", hidden_size=hidden_size,
-        dtype=torch.bfloat16,
+        dtype=torch.bfloat16, flags=[PAPER_FLAGS],
     )  # fmt: skip
     mixed = case.run("cuda")
     case.boundary.segments.fill(np.full(num_tokens, -1, np.int32))

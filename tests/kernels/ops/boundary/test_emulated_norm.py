@@ -111,8 +111,8 @@ TOKEN_SABOTAGE = {
         "squares + block * num_warps",
     ),
     "a block without squares": (
-        "if (lane < p.num_blocks) {\n      send",
-        "if (lane && lane < p.num_blocks) {\n      send",
+        "if (lane < p.num_blocks) send",
+        "if (lane && lane < p.num_blocks) send",
     ),
     "the squares over other sums": (
         "squares = projected + p.num_blocks",

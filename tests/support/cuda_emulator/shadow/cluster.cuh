@@ -12,6 +12,8 @@ T* keep(T* place) {
   return place;
 }
 
+inline void hold(uint32_t&) {}
+
 inline void prefetch(const void*) {}
 
 inline void store_words(uint4* place, uint32_t x, uint32_t y, uint32_t z, uint32_t w) {
