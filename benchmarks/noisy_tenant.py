@@ -41,9 +41,6 @@ def parse() -> argparse.Namespace:
     add_options(parser)
     parser.add_argument("--rounds", type=int, default=defaults.num_rounds)
     parser.add_argument("--window", type=float, default=defaults.window_seconds, help="seconds")
-    parser.add_argument(
-        "--lead", type=float, default=defaults.lead_seconds, help="seconds of noise before a window"
-    )
     parser.add_argument("--excess", type=int, default=defaults.excess, help="times the quota")
     parser.add_argument("--max-ratio", type=float, default=1.3)
     parser.add_argument("--out", type=Path)
@@ -56,7 +53,6 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     settings = NoiseSettings(
         num_rounds=options.rounds,
         window_seconds=options.window,
-        lead_seconds=options.lead,
         excess=options.excess,
         vocab_size=shape.vocab_size,
     )

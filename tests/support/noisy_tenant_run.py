@@ -35,8 +35,10 @@ class NoiseSettings:
         steady_rate: requests a second of the steady tenant, which has no quota.
         num_rounds: windows with the noisy tenant; as many without.
         window_seconds: length of a window.
-        lead_seconds: how long the noisy tenant has been sending when a window with it begins. It may use up a minute's
-            quota at once; what is measured is the time behind that, when it gets its quota and no more.
+        lead_seconds: how long the noisy tenant has been sending when a window with it begins. It may spend what it has
+            saved of its quota, a minute's at most; what is measured is the time behind that, when it gets its quota
+            and no more.
+        first_lead_seconds: the same of the first window, when it has saved a whole minute's.
         prompt_tokens: of both.
         noisy_tokens, steady_tokens: of the answers.
         vocab_size: of the base.
@@ -49,6 +51,7 @@ class NoiseSettings:
     num_rounds: int = 4
     window_seconds: float = 10.0
     lead_seconds: float = 15.0
+    first_lead_seconds: float = 75.0
     prompt_tokens: int = 200
     noisy_tokens: int = 60
     steady_tokens: int = 8
@@ -168,24 +171,26 @@ class NoiseRun:
 
     def run(self, directory: Path) -> NoiseResult:
         """Start the clients and wait for the last answer; `directory` is for their files."""
-        quiet, loud = self._windows()
-        leads = [(start - self._settings.lead_seconds, start) for start, _ in loud]
+        quiet, leads, loud = self._windows()
         noise = [(start, end) for (start, _), (_, end) in zip(leads, loud, strict=True)]
         with started_load(self._plan(quiet, noise), directory) as process:
             last = max(end for _, end in quiet + loud)
             report = finish_load(process, directory, 90 + last - time.monotonic())
         return NoiseResult(quiet, loud, leads, report, self._numbers)
 
-    def _windows(self) -> tuple[list[tuple[float, float]], list[tuple[float, float]]]:
+    def _windows(self) -> tuple[list[tuple[float, float]], ...]:
         settings = self._settings
         start = time.monotonic() + _START_SECONDS + _RAMP_SECONDS
-        quiet, loud = [], []
-        for _ in range(settings.num_rounds):
+        quiet, leads, loud = [], [], []
+        for number in range(settings.num_rounds):
+            lead = settings.lead_seconds if number else settings.first_lead_seconds
             quiet.append((start, start + settings.window_seconds))
-            start += settings.window_seconds + settings.lead_seconds
+            start += settings.window_seconds
+            leads.append((start, start + lead))
+            start += lead
             loud.append((start, start + settings.window_seconds))
             start += settings.window_seconds + _SETTLE_SECONDS
-        return quiet, loud
+        return quiet, leads, loud
 
     def _plan(self, quiet: list[tuple[float, float]], noise: list[tuple[float, float]]) -> Plan:
         settings = self._settings

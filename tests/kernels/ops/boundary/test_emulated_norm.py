@@ -149,7 +149,7 @@ NORM_SABOTAGE = {
         "static_cast<float>(hidden_size)), 0.0f)",
     ),
     "the weight ignored": ("* weights[i]", ""),
-    "the last slice dropped": ("i < num_slices", "i < num_slices - 1"),
+    "the last slice dropped": ("lane < num_slices", "lane < num_slices - 1"),
     "every row the first": ("row = blockIdx.x", "row = 0"),
 }
 
