@@ -190,7 +190,7 @@ def run_emulated_norm(
     )
     data_type = _DATA_TYPES.index(hidden.dtype)
     if not library.run_add_rms_norm(ctypes.byref(params), data_type, num_octets, num_warps, seed):
-        raise AssertionError("the kernel hung")
+        raise AssertionError("the kernel hung or did not wait for the one in front")
     assert_guards_intact(hidden)
     assert_guards_intact(residual)
     return hidden, residual
@@ -206,7 +206,7 @@ def _run(library: ctypes.CDLL, params: _Params, dtype: torch.dtype, cut: Cut) ->
     )
     if not ended:
         raise AssertionError(
-            "the kernel hung, or a copy was still on its way to a block that had ended"
+            "the kernel hung or did not wait for the one in front, or a copy was still on its way to a block that had ended"
         )
 
 

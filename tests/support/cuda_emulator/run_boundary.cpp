@@ -12,6 +12,46 @@ namespace {
 
 enum KernelIndex { kRange, kUnit, kToken, kParts, kTile };
 
+// Rows that the kernel in front writes: until it has ended they hold NaN, and nobody else may write them.
+class LateRows {
+ public:
+  LateRows(void* data, int num_tokens, int64_t stride, int data_type)
+      : data_(static_cast<char*>(data)), rows_(num_tokens * stride * (data_type == 2 ? 4 : 2)) {}
+
+  void hide() {
+    if (data_ == nullptr) return;
+    std::memcpy(rows_.data(), data_, rows_.size());
+    std::memset(data_, 0xff, rows_.size());
+  }
+
+  // Returns whether nobody has written them.
+  bool show() {
+    if (data_ == nullptr) return true;
+    const bool is_intact = std::all_of(data_, data_ + rows_.size(), [](char byte) { return byte == static_cast<char>(0xff); });
+    std::memcpy(data_, rows_.data(), rows_.size());
+    return is_intact;
+  }
+
+ private:
+  char* data_;
+  std::vector<char> rows_;
+};
+
+// Returns whether `launch` ran to its end and wrote none of the rows before the kernel in front had written them.
+template <typename Launch>
+bool run_behind(std::vector<LateRows> late, Launch launch) {
+  bool is_late = true;
+  emulator::previous.start = [&] {
+    for (LateRows& rows : late) rows.hide();
+  };
+  emulator::previous.end = [&] {
+    for (LateRows& rows : late) is_late = rows.show() && is_late;
+  };
+  const bool has_ended = launch();
+  emulator::previous = {};
+  return has_ended && is_late;
+}
+
 bool run_token(shadow::BoundaryParams params, uint32_t seed) {
   const int num_slices = (params.hidden_size + shadow::kSliceColumns - 1) / shadow::kSliceColumns;
   const int num_warps = (num_slices + params.num_blocks - 1) / params.num_blocks;
@@ -101,21 +141,15 @@ bool run_norm(const shadow::RmsNormParams& params, int num_octets, int num_warps
   return num_octets > 1 ? run_norm<T, 2>(params, num_warps, seed) : run_norm<T, 1>(params, num_warps, seed);
 }
 
-}  // namespace
-
-// num_octets: of a thread, 1 or 2. Returns as run_boundary.
-extern "C" bool run_add_rms_norm(const shadow::RmsNormParams* params, int data_type, int num_octets, int num_warps,
-                                 uint32_t seed) {
+bool run_norm(const shadow::RmsNormParams& params, int data_type, int num_octets, int num_warps, uint32_t seed) {
 #ifndef ONLY
-  if (data_type == 1) return run_norm<__half>(*params, num_octets, num_warps, seed);
-  if (data_type == 2) return run_norm<float>(*params, num_octets, num_warps, seed);
+  if (data_type == 1) return run_norm<__half>(params, num_octets, num_warps, seed);
+  if (data_type == 2) return run_norm<float>(params, num_octets, num_warps, seed);
 #endif
-  return run_norm<__nv_bfloat16>(*params, num_octets, num_warps, seed);
+  return run_norm<__nv_bfloat16>(params, num_octets, num_warps, seed);
 }
 
-// Returns whether it ran to its end: no deadlock, nothing on its way to a block that has ended.
-extern "C" bool run_boundary(const shadow::BoundaryParams* params, int data_type, int kernel,
-                             int num_clusters, uint32_t seed) {
+bool run(const shadow::BoundaryParams* params, int data_type, int kernel, int num_clusters, uint32_t seed) {
 #ifdef ONLY
   if constexpr (ONLY == kToken) return run_token(*params, seed);
   return run<__nv_bfloat16, 1>(*params, ONLY, num_clusters, seed);
@@ -130,4 +164,28 @@ extern "C" bool run_boundary(const shadow::BoundaryParams* params, int data_type
       return run<float>(*params, kernel, num_clusters, seed);
   }
 #endif
+}
+
+}  // namespace
+
+// num_octets: of a thread, 1 or 2. Returns as run_boundary.
+extern "C" bool run_add_rms_norm(const shadow::RmsNormParams* params, int data_type, int num_octets, int num_warps,
+                                 uint32_t seed) {
+  const int num_tokens = params->num_tokens;
+  return run_behind({{params->hidden, num_tokens, params->hidden_stride, data_type},
+                     {params->residual, num_tokens, params->residual_stride, data_type}},
+                    [&] { return run_norm(*params, data_type, num_octets, num_warps, seed); });
+}
+
+// Returns whether it ran to its end (no deadlock, nothing on its way to a block that has ended) and wrote nothing before
+// the kernel in front had ended, for which the separate kernels do not have to wait.
+extern "C" bool run_boundary(const shadow::BoundaryParams* params, int data_type, int kernel,
+                             int num_clusters, uint32_t seed) {
+  auto launch = [&] { return run(params, data_type, kernel, num_clusters, seed); };
+  if (kernel == kParts) return launch();
+  const int num_tokens = params->num_tokens;
+  return run_behind({{params->hidden, num_tokens, params->hidden_stride, data_type},
+                     {params->residual, num_tokens, params->residual_stride, data_type},
+                     {params->state, num_tokens, params->state_stride, data_type}},
+                    launch);
 }

@@ -105,6 +105,7 @@ def test_the_norm_differs_from_the_base_s(library):
 
 
 TOKEN_SABOTAGE = {
+    "nobody waits for the kernel in front": ("wait_for_previous_kernel();\n  release", "release"),
     "nobody waits for the squares": ("    wait_barrier(&barriers[2], 0);\n", ""),
     "a slice in another's place": (
         "squares + block * num_warps + warp",
@@ -138,6 +139,7 @@ TOKEN_SABOTAGE = {
 }
 
 NORM_SABOTAGE = {
+    "nobody waits for the kernel in front": ("  wait_for_previous_kernel();\n", ""),
     "nobody waits for the slices": (
         "  __syncthreads();\n  const int num_slices",
         "  const int num_slices",
