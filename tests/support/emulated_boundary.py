@@ -206,7 +206,7 @@ def _run(library: ctypes.CDLL, params: _Params, dtype: torch.dtype, cut: Cut) ->
     )
     if not ended:
         raise AssertionError(
-            "the kernel hung or did not wait for the one in front, or a copy was still on its way to a block that had ended"
+            "the kernel hung or did not wait for the one in front, or a copy was on its way to a block that had ended"
         )
 
 
