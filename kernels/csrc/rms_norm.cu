@@ -44,6 +44,7 @@ int most_rms_columns() { return 8 * kRmsThreads * kMostOctets; }
 
 cudaError_t launch_add_rms_norm(const RmsNormParams& params, DataType type, cudaStream_t stream) {
   if (params.hidden_size > most_rms_columns()) return cudaErrorInvalidValue;
+  if (params.num_tokens == 0) return cudaSuccess;
   const int num_threads = std::min(kRmsThreads, 32 * divide_up(params.hidden_size, kWarpColumns));
   const Variant variant = find_variant(type, divide_up(params.hidden_size, 8 * num_threads));
   cudaLaunchAttribute attribute = early_launch();

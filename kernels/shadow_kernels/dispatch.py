@@ -109,10 +109,7 @@ def run_boundary_rms_norm_(
     boundary.check_norm_arguments(hidden, residual, rms_weight)
     has_adapter_tokens = int(grouping.host_counts[0]) != 0
     module = get_backend("boundary", backend, hidden.device.type)
-    has_norm = hasattr(module, "has_norm_for") and module.has_norm_for(
-        hidden.dtype, hidden.shape[1]
-    )
-    if not has_norm:
+    if not hasattr(module, "takes_norm") or not module.takes_norm(hidden, residual, rms_weight):
         run_boundary_(hidden, residual, state, grouping, weights, backend=backend)
         norm.add_rms_norm_(hidden, residual, rms_weight, rms_eps)
     elif not has_adapter_tokens:

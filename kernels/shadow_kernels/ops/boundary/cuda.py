@@ -42,6 +42,16 @@ def has_norm_for(dtype: torch.dtype, hidden_size: int) -> bool:
     return dtype in _DATA_TYPES and hidden_size % 8 == 0 and hidden_size <= most
 
 
+def takes_norm(hidden: torch.Tensor, residual: torch.Tensor, rms_weight: torch.Tensor) -> bool:
+    """Whether the library's norm takes these tensors, which are checked: rows on 16 bytes."""
+    rows = (hidden, residual)
+    return (
+        has_norm_for(hidden.dtype, hidden.shape[1])
+        and all(tensor.data_ptr() % 16 == 0 for tensor in (*rows, rms_weight))
+        and all(tensor.stride(0) % 8 == 0 for tensor in rows)
+    )
+
+
 def boundary_rms_norm_(
     hidden: torch.Tensor,
     residual: torch.Tensor,

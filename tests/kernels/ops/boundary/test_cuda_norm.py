@@ -118,5 +118,19 @@ def test_rows_that_nothing_wide_fits_have_torch_s_norm():
     case.assert_correct(case.run("auto"))
 
 
+def test_rows_beside_16_bytes_have_torch_s_norm():
+    case = make_case(hidden_size=1024, dtype=torch.bfloat16)
+    hidden, residual, state = case.guarded_tensors()
+    wide = torch.full((len(hidden), 1030), torch.nan, dtype=torch.bfloat16, device="cuda")
+    beside = wide[:, 1:1025]
+    beside.copy_(hidden)
+    shadow_kernels.boundary_rms_norm_(
+        beside, residual, state, case.boundary.segments.grouping, case.boundary.weights,
+        case.rms_weight, case.rms_eps,
+    )  # fmt: skip
+    case.assert_correct((beside, residual, state))
+    assert wide[:, 0].isnan().all()
+
+
 def test_it_is_worth_giving_the_norm_away():
     assert shadow_kernels.has_fast_rms_norm("cuda", torch.bfloat16, 4096)
