@@ -18,7 +18,7 @@ from version_canary import canary_prompt, token_of
 
 NOISY, STEADY = "noisy", "steady"
 _START_SECONDS = 3.0
-_RAMP_SECONDS = 3.0
+_RAMP_SECONDS = 6.0  # the steady tenant's prompts are cached by then
 _SETTLE_SECONDS = 1.5
 _NUM_PROMPTS = 40
 _MOST_STEADY = 200
@@ -35,10 +35,8 @@ class NoiseSettings:
         steady_rate: requests a second of the steady tenant, which has no quota.
         num_rounds: windows with the noisy tenant; as many without.
         window_seconds: length of a window.
-        lead_seconds: how long the noisy tenant has been sending when a window with it begins. It may spend what it has
-            saved of its quota, a minute's at most; what is measured is the time behind that, when it gets its quota
-            and no more.
-        first_lead_seconds: the same of the first window, when it has saved a whole minute's.
+        lead_seconds: how long the noisy tenant has been sending when a window with it begins; its prompts are cached
+            by then.
         prompt_tokens: of both.
         noisy_tokens, steady_tokens: of the answers.
         vocab_size: of the base.
@@ -51,7 +49,6 @@ class NoiseSettings:
     num_rounds: int = 4
     window_seconds: float = 10.0
     lead_seconds: float = 15.0
-    first_lead_seconds: float = 75.0
     prompt_tokens: int = 200
     noisy_tokens: int = 60
     steady_tokens: int = 8
@@ -73,7 +70,7 @@ class NoiseResult:
 
     Attributes:
         quiet, loud: windows without and with the noisy tenant.
-        leads: when it had begun, and used up what it had saved of its quota; a window with it follows each.
+        leads: when it had begun; a window with it follows each.
         report: of the clients.
         numbers: the canary that each tenant's adapter is.
     """
@@ -130,7 +127,7 @@ class NoiseResult:
                 "failed": len(self.failed()),
                 "ttft_ms_alone": percentiles(self.first_tokens(self.quiet)),
                 "ttft_ms_beside_noisy": percentiles(self.first_tokens(self.loud)),
-                "ttft_ms_beside_saved_quota": percentiles(self.first_tokens(self.leads)),
+                "ttft_ms_before_windows": percentiles(self.first_tokens(self.leads)),
                 "ttft_p99_ratio": round(self.p99_ratio(), 3),
             },
             "noisy": {
@@ -182,12 +179,11 @@ class NoiseRun:
         settings = self._settings
         start = time.monotonic() + _START_SECONDS + _RAMP_SECONDS
         quiet, leads, loud = [], [], []
-        for number in range(settings.num_rounds):
-            lead = settings.lead_seconds if number else settings.first_lead_seconds
+        for _ in range(settings.num_rounds):
             quiet.append((start, start + settings.window_seconds))
             start += settings.window_seconds
-            leads.append((start, start + lead))
-            start += lead
+            leads.append((start, start + settings.lead_seconds))
+            start += settings.lead_seconds
             loud.append((start, start + settings.window_seconds))
             start += settings.window_seconds + _SETTLE_SECONDS
         return quiet, leads, loud
