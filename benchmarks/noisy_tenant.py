@@ -2,6 +2,8 @@
 
     python benchmarks/noisy_tenant.py                      a tiny base on a CPU
     python benchmarks/noisy_tenant.py --rounds 8 --out result.json
+    python benchmarks/noisy_tenant.py --requests-per-minute 60 --max-concurrent 1
+                                                           how much a smaller quota helps
     python benchmarks/noisy_tenant.py --model 8b           the shape of Qwen3-8B on a GPU
 
 Starts a server with tenants and the clients in processes of their own. The steady tenant sends at fixed instants;
@@ -41,6 +43,12 @@ def parse() -> argparse.Namespace:
     add_options(parser)
     parser.add_argument("--rounds", type=int, default=defaults.num_rounds)
     parser.add_argument("--window", type=float, default=defaults.window_seconds, help="seconds")
+    parser.add_argument(
+        "--requests-per-minute", type=int, default=defaults.requests_per_minute, help="its quota"
+    )
+    parser.add_argument(
+        "--max-concurrent", type=int, default=defaults.max_concurrent, help="its quota, too"
+    )
     parser.add_argument("--excess", type=int, default=defaults.excess, help="times the quota")
     parser.add_argument("--max-ratio", type=float, default=1.3)
     parser.add_argument("--out", type=Path)
@@ -54,6 +62,8 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         num_rounds=options.rounds,
         window_seconds=options.window,
         excess=options.excess,
+        requests_per_minute=options.requests_per_minute,
+        max_concurrent=options.max_concurrent,
         vocab_size=shape.vocab_size,
     )
     with tenant_server(

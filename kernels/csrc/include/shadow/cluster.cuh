@@ -157,7 +157,7 @@ __device__ inline void wait_for_previous_kernel() {
 // The next kernel may start its own prologue; it still waits for this one's results.
 __device__ inline void release_next_kernel() { asm volatile("griddepcontrol.launch_dependents;"); }
 
-#else  // never called: launch_boundary takes the separate kernels below compute capability 9.0
+#else  // below compute capability 9.0 nothing is launched with clusters or as a dependent
 
 __device__ inline void init_barrier(uint64_t*, int) {}
 __device__ inline void fence_barriers() {}
