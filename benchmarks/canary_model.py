@@ -28,16 +28,20 @@ def formats_of(options: argparse.Namespace) -> tuple[str, ...]:
     return ("paper", "peft") if options.model == "tiny" else ("paper",)
 
 
-def engine_options(options: argparse.Namespace, cpu_options: Sequence[str] = ()) -> list[str]:
+def engine_options(
+    options: argparse.Namespace, *defaults: str, cpu_defaults: Sequence[str] = ()
+) -> list[str]:
     """Return the server's options for the kind of engine.
 
     Args:
-        options: parsed.
-        cpu_options: for an engine on a CPU alone.
+        options: parsed; what they say of the server comes last and so wins.
+        defaults: of the benchmark.
+        cpu_defaults: for an engine on a CPU alone.
     """
     if options.model == "tiny" and not has_gpu():
-        return [*CPU_OPTIONS, *cpu_options, *options.options]
-    return ["--dtype", "bfloat16", "--gpu-memory-utilization", "0.8", *options.options]
+        return [*CPU_OPTIONS, *defaults, *cpu_defaults, *options.options]
+    gpu_options = ("--dtype", "bfloat16", "--gpu-memory-utilization", "0.8")
+    return [*gpu_options, *defaults, *options.options]
 
 
 def has_gpu() -> bool:

@@ -80,13 +80,13 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     """Serve, stream, publish; return the report."""
     shape = shape_of(options)
     settings = settings_of(options, shape)
+    sizes = ("--max-num-seqs", str(options.clients + 16))
+    cpu_sizes = ("--max-num-batched-tokens", "2048")
     with canary_server(
         work / "server",
-        "--max-num-seqs",
-        str(options.clients + 16),
         shape=shape,
         formats=formats_of(options),
-        engine_options=engine_options(options, ("--max-num-batched-tokens", "2048")),
+        engine_options=engine_options(options, *sizes, cpu_defaults=cpu_sizes),
     ) as server:
         result = SwapRun(server.url, server.base, server.root, settings).run(work / "load")
     return {

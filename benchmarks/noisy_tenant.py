@@ -7,8 +7,9 @@
     python benchmarks/noisy_tenant.py --model 8b           the shape of Qwen3-8B on a GPU
 
 Starts a server with tenants and the clients in processes of their own. The steady tenant sends at fixed instants;
-windows with and without the noisy one alternate. Exits with 1 when an answer of the steady tenant is missing or wrong,
-or the ratio of its p99 TTFT beside the noisy one to that alone is over `--max-ratio`.
+windows with and without the noisy one alternate, and the noisy one begins some time before each of its own. Exits with
+1 when an answer of the steady tenant is missing or wrong, or the ratio of its p99 TTFT beside the noisy one to that
+alone is over `--max-ratio`.
 """
 
 from __future__ import annotations
@@ -68,11 +69,10 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     )
     with tenant_server(
         work / "server",
-        *SERVER_OPTIONS,
         settings=settings,
         shape=shape,
         formats=formats_of(options),
-        engine_options=engine_options(options),
+        engine_options=engine_options(options, *SERVER_OPTIONS),
     ) as tenants:
         run = NoiseRun(tenants.server.url, tenants.keys, NUMBERS, settings)
         result = run.run(work / "load")

@@ -107,19 +107,15 @@ def run_boundary_rms_norm_(
 ) -> None:
     """Check and run `boundary_rms_norm_` on one backend; only the norm when the step has no adapter token."""
     boundary.check_norm_arguments(hidden, residual, rms_weight)
-    has_adapter_tokens = int(grouping.host_counts[0]) != 0
     module = get_backend("boundary", backend, hidden.device.type)
-    if not hasattr(module, "takes_norm") or not module.takes_norm(hidden, residual, rms_weight):
-        run_boundary_(hidden, residual, state, grouping, weights, backend=backend)
-        norm.add_rms_norm_(hidden, residual, rms_weight, rms_eps)
-    elif not has_adapter_tokens:
-        module.add_rms_norm_(hidden, residual, rms_weight, rms_eps)
-    elif not module.has_kernel_for(hidden, weights):
-        run_boundary_(hidden, residual, state, grouping, weights, backend=backend)
-        module.add_rms_norm_(hidden, residual, rms_weight, rms_eps)
-    else:
+    has_norm = hasattr(module, "takes_norm") and module.takes_norm(hidden, residual, rms_weight)
+    has_adapter_tokens = int(grouping.host_counts[0]) != 0
+    if has_norm and has_adapter_tokens and module.has_kernel_for(hidden, weights):
         boundary.check_arguments(hidden, residual, state, len(grouping.slot_starts) - 1, weights)
         module.boundary_rms_norm_(hidden, residual, state, grouping, weights, rms_weight, rms_eps)
+        return
+    run_boundary_(hidden, residual, state, grouping, weights, backend=backend)
+    (module if has_norm else norm).add_rms_norm_(hidden, residual, rms_weight, rms_eps)
 
 
 def has_fast_rms_norm(device_type: str, dtype: torch.dtype, hidden_size: int) -> bool:

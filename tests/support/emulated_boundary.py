@@ -26,6 +26,20 @@ Kernel = Literal["range", "unit", "token", "parts", "tile"]
 _KERNELS: tuple[Kernel, ...] = get_args(Kernel)  # in the order of run_boundary.cpp
 
 
+NUM_SLOTS = 7
+SIZES = {"hidden_size": 512, "rank": 16, "gate_size": 8, "dtype": torch.bfloat16}
+"""Of a call, where a test does not say others."""
+TOKEN_SIZES = [
+    (512, 8, 16, 2),
+    (328, 5, 9, 2),
+    (1024, 3, 16, 4),
+    (200, 8, 1, 1),
+    (2560, 8, 7, 8),
+    (1600, 8, 16, 16),
+]
+"""Hidden size, gate size, rank and blocks of a cluster that the kernel for single tokens takes."""
+
+
 class _Stack(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("slot_stride", ctypes.c_int64))
 

@@ -27,9 +27,9 @@ class LateRows {
   // Returns whether nobody has written them.
   bool show() {
     if (data_ == nullptr) return true;
-    const bool is_intact = std::all_of(data_, data_ + rows_.size(), [](char byte) { return byte == static_cast<char>(0xff); });
+    const bool is_hidden = std::all_of(data_, data_ + rows_.size(), [](char byte) { return byte == static_cast<char>(0xff); });
     std::memcpy(data_, rows_.data(), rows_.size());
-    return is_intact;
+    return is_hidden;
   }
 
  private:
@@ -40,16 +40,16 @@ class LateRows {
 // Returns whether `launch` ran to its end and wrote none of the rows before the kernel in front had written them.
 template <typename Launch>
 bool run_behind(std::vector<LateRows> late, Launch launch) {
-  bool is_late = true;
+  bool is_intact = true;
   emulator::previous.start = [&] {
     for (LateRows& rows : late) rows.hide();
   };
   emulator::previous.end = [&] {
-    for (LateRows& rows : late) is_late = rows.show() && is_late;
+    for (LateRows& rows : late) is_intact = rows.show() && is_intact;
   };
   const bool has_ended = launch();
   emulator::previous = {};
-  return has_ended && is_late;
+  return has_ended && is_intact;
 }
 
 bool run_token(shadow::BoundaryParams params, uint32_t seed) {

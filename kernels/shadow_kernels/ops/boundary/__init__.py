@@ -80,14 +80,9 @@ def check_arguments(
     weights: BoundaryWeights,
 ) -> None:
     """Raise ShapeError or UnsupportedDtypeError, naming the argument, unless all shapes, dtypes and layouts agree."""
+    _check_hidden(hidden)
     dtype = hidden.dtype
-    checks.check_dtype("hidden", hidden, checks.SUPPORTED_DTYPES)
-    if hidden.dim() != 2:
-        raise checks.ShapeError(
-            f"hidden must be (num_tokens, hidden_size), got {tuple(hidden.shape)}"
-        )
     num_tokens, hidden_size = hidden.shape
-    checks.check_inner_contiguous("hidden", hidden)
     if residual is not None:
         checks.check_stack("residual", residual, (num_tokens, hidden_size), dtype)
     if state.dim() != 2 or state.shape[0] < num_tokens:
@@ -101,16 +96,20 @@ def check_arguments(
 def check_norm_arguments(
     hidden: torch.Tensor, residual: torch.Tensor, rms_weight: torch.Tensor
 ) -> None:
-    """Raise ShapeError or UnsupportedDtypeError, naming the argument, unless the norm's agree with a checked hidden."""
+    """Raise ShapeError or UnsupportedDtypeError, naming the argument, unless all that the norm reads agrees."""
+    _check_hidden(hidden)
+    checks.check_stack("residual", residual, tuple(hidden.shape), hidden.dtype)
+    checks.check_shape("rms_weight", rms_weight, (hidden.shape[1],))
+    checks.check_stack("rms_weight", rms_weight.unsqueeze(0), (1, hidden.shape[1]), hidden.dtype)
+
+
+def _check_hidden(hidden: torch.Tensor) -> None:
     checks.check_dtype("hidden", hidden, checks.SUPPORTED_DTYPES)
     if hidden.dim() != 2:
         raise checks.ShapeError(
             f"hidden must be (num_tokens, hidden_size), got {tuple(hidden.shape)}"
         )
     checks.check_inner_contiguous("hidden", hidden)
-    checks.check_stack("residual", residual, tuple(hidden.shape), hidden.dtype)
-    checks.check_shape("rms_weight", rms_weight, (hidden.shape[1],))
-    checks.check_stack("rms_weight", rms_weight.unsqueeze(0), (1, hidden.shape[1]), hidden.dtype)
 
 
 def _check_weights(

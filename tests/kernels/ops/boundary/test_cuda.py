@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from boundary_sabotage import SABOTAGE
+from replayed import eager_and_replayed
 from shadow_kernels import NO_ADAPTER, BackendUnavailableError, BoundaryFlag
 from shadow_kernels.testing import (
     PAPER_FLAGS,
@@ -197,24 +198,14 @@ def test_one_graph_serves_any_mix(num_tokens):
 def test_layers_in_a_row_inside_a_graph():
     """Each launch may start before the one in front of it has ended; what it reads of it must still be whole."""
     case = make_case(num_tokens=64, hidden_size=4096, dtype=torch.bfloat16, flags=[PAPER_FLAGS])
-    run = (case.residual, *case.segments.grouping, *case.weights)
-    results = []
-    for is_graph in (False, True):
-        hidden, state = case.hidden.clone(), case.state.clone()
+    rest = (*case.segments.grouping, *case.weights)
 
-        def layers(hidden=hidden, state=state):
-            for _ in range(20):
-                torch.ops.shadow.boundary_(hidden, run[0], state, *run[1:])
-                hidden.mul_(0.7)
+    def layers(hidden, state):
+        for _ in range(20):
+            torch.ops.shadow.boundary_(hidden, case.residual, state, *rest)
+            hidden.mul_(0.7)
 
-        if is_graph:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                layers()
-            graph.replay()
-        else:
-            layers()
-        results.append((hidden, state))
+    results = eager_and_replayed((case.hidden, case.state), layers)
     for name, eager, replayed in zip(("hidden", "state"), *results, strict=True):
         assert_same_bits(replayed, eager, name)
 

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 import shadow_kernels
+from replayed import eager_and_replayed
 from shadow_kernels.testing import (
     MIXED_FLAGS,
     PAPER_FLAGS,
@@ -82,29 +83,16 @@ def test_layers_in_a_row_inside_a_graph(num_tokens):
     case = make_case(
         num_tokens=num_tokens, hidden_size=4096, dtype=torch.bfloat16, flags=[PAPER_FLAGS]
     )
-    grouping, weights = case.boundary.segments.grouping, case.boundary.weights
-    results = []
-    for is_graph in (False, True):
-        tensors = tuple(t.clone() for t in case.guarded_tensors())
+    rest = (*case.boundary.segments.grouping, *case.boundary.weights, case.rms_weight, case.rms_eps)
 
-        def layers(tensors=tensors):
-            for _ in range(20):
-                torch.ops.shadow.boundary_rms_norm_(
-                    *tensors, *grouping, *weights, case.rms_weight, case.rms_eps
-                )
+    def layers(*tensors):
+        for _ in range(20):
+            torch.ops.shadow.boundary_rms_norm_(*tensors, *rest)
 
-        if is_graph:
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                layers()
-            graph.replay()
-        else:
-            layers()
-        results.append(tensors)
-    is_adapter = torch.from_numpy(case.boundary.token_slots >= 0).cuda()
-    for name, eager, replayed in zip(("hidden", "residual"), *results, strict=False):
+    results = eager_and_replayed(case.guarded_tensors(), layers)
+    for name, eager, replayed in zip(("hidden", "residual", "state"), *results, strict=True):
         assert_same_bits(replayed, eager, name)
-    assert results[0][0][is_adapter].isfinite().all()
+    assert results[0][0].isfinite().all()
 
 
 def test_sizes_without_a_boundary_kernel_have_the_norm_still():

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from emulated_boundary import Cut, compile_emulator, compile_sabotaged, run_emulated
+from emulated_boundary import (
+    NUM_SLOTS,
+    SIZES,
+    TOKEN_SIZES,
+    Cut,
+    compile_emulator,
+    compile_sabotaged,
+    run_emulated,
+)
 from shadow_kernels.segments import max_tiles
 from shadow_kernels.testing import (
     MIXED_FLAGS,
@@ -18,27 +26,12 @@ from shadow_kernels.testing import (
     popularity_slots,
 )
 
-NUM_SLOTS = 7
 TILE_KERNELS = ("range", "unit")
 KERNELS = (*TILE_KERNELS, "token", "parts", "tile")
-TOKEN_SIZES = [
-    (512, 8, 16, 2),
-    (328, 5, 9, 2),
-    (1024, 3, 16, 4),
-    (200, 8, 1, 1),
-    (2560, 8, 7, 8),
-    (1600, 8, 16, 16),
-]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return compile_emulator(tmp_path_factory.mktemp("emulated"))
 
 
 def make_case(slots, **options):
-    options = {"hidden_size": 512, "rank": 16, "gate_size": 8, "dtype": torch.bfloat16, **options}
-    return make_boundary_case(slots, num_adapter_slots=NUM_SLOTS, **options)
+    return make_boundary_case(slots, num_adapter_slots=NUM_SLOTS, **SIZES | options)
 
 
 def check(library, case, cut):

@@ -4,9 +4,11 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
 
 from emulated_boundary import (
+    NUM_SLOTS,
+    SIZES,
+    TOKEN_SIZES,
     Cut,
     compile_emulator,
     compile_sabotaged,
@@ -25,32 +27,16 @@ from shadow_kernels.testing import (
     popularity_slots,
 )
 
-NUM_SLOTS = 7
-SIZES = [
-    (512, 8, 16, 2),
-    (328, 5, 9, 2),
-    (1024, 3, 16, 4),
-    (200, 8, 1, 1),
-    (2560, 8, 7, 8),
-    (1600, 8, 16, 16),
-]
-
-
-@pytest.fixture(scope="module")
-def library(tmp_path_factory):
-    return compile_emulator(tmp_path_factory.mktemp("emulated"))
-
 
 def make_case(slots, **options):
-    options = {"hidden_size": 512, "rank": 16, "gate_size": 8, "dtype": torch.bfloat16, **options}
-    return make_boundary_norm_case(slots, num_adapter_slots=NUM_SLOTS, **options)
+    return make_boundary_norm_case(slots, num_adapter_slots=NUM_SLOTS, **SIZES | options)
 
 
 def check(library, case, cut):
     return case.assert_correct(run_emulated_with_norm(library, case, cut))
 
 
-@pytest.mark.parametrize(("hidden_size", "gate_size", "rank", "num_blocks"), SIZES)
+@pytest.mark.parametrize(("hidden_size", "gate_size", "rank", "num_blocks"), TOKEN_SIZES)
 @pytest.mark.parametrize("flags", [MIXED_FLAGS, [PAPER_FLAGS]], ids=["mixed", "paper"])
 def test_the_token_kernel_ends_with_the_norm(
     library, hidden_size, gate_size, rank, num_blocks, flags

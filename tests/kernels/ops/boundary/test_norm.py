@@ -1,10 +1,14 @@
 """`boundary_rms_norm_` as an operator, on the CPU: torch's own norm behind the boundary."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import shadow_kernels
-from shadow_kernels import ShapeError, UnsupportedDtypeError
+from shadow_kernels import ShapeError, UnsupportedDtypeError, dispatch
+from shadow_kernels.ops.boundary import cuda
+from shadow_kernels.ops.boundary.norm import add_rms_norm_
 from shadow_kernels.testing import (
     MIXED_FLAGS,
     PAPER_FLAGS,
@@ -32,8 +36,64 @@ def test_every_row_has_a_norm(popularity, dtype):
 
 def test_it_is_the_boundary_and_then_the_norm():
     case = make_case(dtype=torch.bfloat16, flags=[PAPER_FLAGS])
-    _, _, state = case.run("cpu")
-    assert_same_bits(state, case.boundary.run("cpu")[1], "state")
+    norm, residual, state = case.run("cpu")
+    hidden, own_state = case.boundary.run("cpu")
+    own_residual = case.boundary.residual.clone()
+    add_rms_norm_(hidden, own_residual, case.rms_weight, case.rms_eps)
+    for name, actual, expected in (
+        ("norm", norm, hidden),
+        ("residual", residual, own_residual),
+        ("state", state, own_state),
+    ):
+        assert_same_bits(actual, expected, name)
+
+
+@pytest.fixture
+def device(monkeypatch):
+    """A backend in place of the CPU's that notes what it is asked for."""
+    calls = []
+    backend = SimpleNamespace(takes_norm=lambda *_: True, has_kernel_for=lambda *_: True)
+    for name in ("boundary_", "boundary_rms_norm_", "add_rms_norm_"):
+        setattr(backend, name, lambda *_, name=name: calls.append(name))
+    backend.calls = calls
+    monkeypatch.setattr(dispatch, "get_backend", lambda *_: backend)
+    return backend
+
+
+def test_a_backend_with_both_kernels_is_asked_once(device):
+    make_case("base_mixed").run()
+    assert device.calls == ["boundary_rms_norm_"]
+
+
+def test_a_step_without_adapters_has_the_norm_alone(device):
+    make_case("base_only").run()
+    assert device.calls == ["add_rms_norm_"]
+
+
+def test_the_norm_follows_a_boundary_that_another_backend_does(device):
+    device.has_kernel_for = lambda *_: False
+    make_case("base_mixed").run()
+    assert device.calls == ["boundary_", "add_rms_norm_"]
+
+
+def test_torch_has_the_norm_of_rows_that_the_backend_does_not_take(device):
+    device.takes_norm = lambda *_: False
+    case = make_case("base_mixed")
+    norm, _, _ = case.run()
+    assert device.calls == ["boundary_"]
+    assert not torch.equal(norm, case.boundary.hidden)
+
+
+def test_rows_on_16_bytes_are_the_library_s(monkeypatch):
+    monkeypatch.setattr(cuda, "has_norm_for", lambda *_: True)
+    rows = torch.zeros(4, 1032, dtype=torch.bfloat16)
+    whole, beside = rows[:, :1024], rows[:, 1:1025]
+    narrow = torch.zeros(4, 1028, dtype=torch.bfloat16)[:, :1024]
+    weight = torch.ones(1032, dtype=torch.bfloat16)
+    assert cuda.takes_norm(whole, whole, weight[:1024])
+    assert not cuda.takes_norm(beside, whole, weight[:1024])
+    assert not cuda.takes_norm(whole, narrow, weight[:1024])
+    assert not cuda.takes_norm(whole, whole, weight[1:1025])
 
 
 def test_a_row_without_adapter_has_the_same_bits_in_every_batch():
