@@ -48,6 +48,9 @@ def parse() -> argparse.Namespace:
         "--requests-per-minute", type=int, default=defaults.requests_per_minute, help="its quota"
     )
     parser.add_argument(
+        "--request-burst", type=int, default=defaults.request_burst, help="its quota, too"
+    )
+    parser.add_argument(
         "--max-concurrent", type=int, default=defaults.max_concurrent, help="its quota, too"
     )
     parser.add_argument("--excess", type=int, default=defaults.excess, help="times the quota")
@@ -64,6 +67,7 @@ def measure(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         window_seconds=options.window,
         excess=options.excess,
         requests_per_minute=options.requests_per_minute,
+        request_burst=options.request_burst,
         max_concurrent=options.max_concurrent,
         vocab_size=shape.vocab_size,
     )

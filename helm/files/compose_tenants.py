@@ -40,6 +40,7 @@ QUOTAS = {
     "maxResidentAdapters": "max_resident_adapters",
     "maxConcurrentRequests": "max_concurrent_requests",
     "requestsPerMinute": "requests_per_minute",
+    "requestBurst": "request_burst",
     "tokensPerMinute": "tokens_per_minute",
 }
 """Quotas as values spell them, and as the file does."""

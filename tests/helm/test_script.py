@@ -19,6 +19,7 @@ from shadow_server.fake_adapter import ADAPTER_FILE
 from shadow_server.fake_engine import BASE_NAME
 from shadow_server.tenancy.directory import TenantDirectory
 from shadow_server.tenancy.key import mint_key
+from shadow_server.tenancy.quota import TenantQuotas
 
 SECONDS = 60
 
@@ -82,7 +83,7 @@ def reference(secret: str, key: str = "key", **more) -> dict:
 
 def test_server_knows_the_keys_of_the_secrets_and_the_values_limits(tenants):
     acme, ops = tenants.secret("acme", "key"), tenants.secret("ops", "key")
-    quotas = {"maxStoredBytes": 2e10, "requestsPerMinute": 600}
+    quotas = {"maxStoredBytes": 2e10, "requestsPerMinute": 600, "requestBurst": 20}
     tenants.write(
         [
             {
@@ -102,7 +103,9 @@ def test_server_knows_the_keys_of_the_secrets_and_the_values_limits(tenants):
     directory = TenantDirectory(tenants.output)
     user, admin = directory.authenticate(acme), directory.authenticate(ops)
     assert (user.tenant, user.role, user.weight, user.can_use_base) == ("acme", "user", 2.0, False)
-    assert (user.quotas.max_stored_bytes, user.quotas.requests_per_minute) == (20_000_000_000, 600)
+    assert user.quotas == TenantQuotas(
+        max_stored_bytes=20_000_000_000, requests_per_minute=600, request_burst=20
+    )
     assert (admin.tenant, admin.role) == ("ops", "admin")
     assert directory.authenticate(mint_key().text) is None
     assert acme.rpartition("-")[2] not in tenants.output.read_text()

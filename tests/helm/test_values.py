@@ -30,6 +30,10 @@ SCHEMA_CASES = {
         "additional properties 'key' not allowed",
     ),
     "quota": ({"tenants": [{"name": "a", "quotas": {"maxAdapters": 0}}]}, "maxAdapters': minimum"),
+    "burst of no rate": (
+        {"tenants": [{"name": "a", "quotas": {"requestBurst": 3}}]},
+        "properties 'requestsPerMinute' required",
+    ),
     "option with dashes": ({"config": {"--max-model-len": 1}}, "invalid propertyName '--max-"),
 }
 RULE_CASES = {

@@ -30,7 +30,7 @@ class NoiseSettings:
     """How much of what.
 
     Attributes:
-        requests_per_minute, max_concurrent: quotas of the noisy tenant.
+        requests_per_minute, request_burst, max_concurrent: quotas of the noisy tenant; no burst is a minute's requests.
         excess: how many times its quotas the noisy tenant sends.
         steady_rate: requests a second of the steady tenant, which has no quota.
         num_rounds: windows with the noisy tenant; as many without.
@@ -43,6 +43,7 @@ class NoiseSettings:
     """
 
     requests_per_minute: int = 240
+    request_burst: int | None = None
     max_concurrent: int = 4
     excess: int = 10
     steady_rate: float = 10.0
@@ -56,11 +57,16 @@ class NoiseSettings:
 
     def quota_options(self) -> list[str]:
         """Return the options of `tenants create` for the noisy tenant."""
+        quotas = {
+            "--requests-per-minute": self.requests_per_minute,
+            "--request-burst": self.request_burst,
+            "--max-concurrent-requests": self.max_concurrent,
+        }
         return [
-            "--requests-per-minute",
-            str(self.requests_per_minute),
-            "--max-concurrent-requests",
-            str(self.max_concurrent),
+            word
+            for name, value in quotas.items()
+            if value is not None
+            for word in (name, str(value))
         ]
 
 

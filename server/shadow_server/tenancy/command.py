@@ -39,6 +39,7 @@ _QUOTA_OPTIONS = {
     "max_resident_adapters": "Its adapters that the engine holds at once.",
     "max_concurrent_requests": "Generation requests at once.",
     "requests_per_minute": "Generation requests a minute.",
+    "request_burst": "How many of a minute's requests may come at once; all of them by default.",
     "tokens_per_minute": "Prompt and generated tokens a minute.",
 }
 
@@ -176,7 +177,8 @@ def _refusing_values() -> Iterator[None]:
         yield
     except ValidationError as error:
         first = error.errors()[0]
-        raise TenantsFileError(f"{first['loc'][-1]}: {first['msg']}") from None
+        place = "".join(f"{part}: " for part in first["loc"][-1:])
+        raise TenantsFileError(f"{place}{first['msg']}") from None
 
 
 def _remove(args: Namespace) -> int:

@@ -48,7 +48,9 @@ class TenantLimits:
         if quotas is self._quotas:
             return
         self._quotas = quotas
-        self._requests = self._changed(self._requests, quotas.requests_per_minute)
+        self._requests = self._changed(
+            self._requests, quotas.requests_per_minute, quotas.request_burst
+        )
         self.tokens = self._changed(self.tokens, quotas.tokens_per_minute)
 
     def check(self, slot_wait_seconds: float) -> None:
@@ -63,7 +65,7 @@ class TenantLimits:
         # The request will need tokens, how many only its body tells.
         for bucket, unit in ((self._requests, "requests"), (self.tokens, "tokens")):
             if bucket is not None and (wait := bucket.seconds_until(1)) > 0:
-                raise self.refusal(f"The limit of {bucket.limit} {unit} a minute is reached", wait)
+                raise self.refusal(f"{_limit_text(bucket, unit)} is reached", wait)
 
     def enter(self) -> None:
         """Count a request that `check` let pass."""
@@ -110,13 +112,20 @@ class TenantLimits:
             found.append(QuotaUse("tokens_per_minute", tokens.peek_used(), tokens.limit))
         return found
 
-    def _changed(self, bucket: TokenBucket | None, limit: int | None) -> TokenBucket | None:
+    def _changed(
+        self, bucket: TokenBucket | None, limit: int | None, burst: int | None = None
+    ) -> TokenBucket | None:
         if limit is None:
             return None
         if bucket is None:
-            return TokenBucket(limit, self._clock)
-        bucket.set_limit(limit)
+            return TokenBucket(limit, self._clock, burst=burst)
+        bucket.set_limit(limit, burst)
         return bucket
+
+
+def _limit_text(bucket: TokenBucket, unit: str) -> str:
+    at_once = f", {bucket.burst} at once," if bucket.burst < bucket.limit else ""
+    return f"The limit of {bucket.limit} {unit} a minute{at_once}"
 
 
 def _rate(unit: RateUnit, bucket: TokenBucket) -> Rate:

@@ -5,9 +5,9 @@ Runs in: API process.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from shadow_server.engine import CatalogQuota
 
@@ -25,7 +25,8 @@ class TenantQuotas(BaseModel):
         max_stored_bytes: bytes of its distinct digests over all versions.
         max_resident_adapters: its adapters that the engine holds in memory at once.
         max_concurrent_requests: generation requests at once.
-        requests_per_minute: generation requests; a minute's worth may come at once.
+        requests_per_minute: generation requests.
+        request_burst: of those, how many may come at once; a minute's worth by default, and never more.
         tokens_per_minute: prompt and generated tokens; a minute's worth may come at once.
     """
 
@@ -36,7 +37,14 @@ class TenantQuotas(BaseModel):
     max_resident_adapters: _Limit = None
     max_concurrent_requests: _Limit = None
     requests_per_minute: _Limit = None
+    request_burst: _Limit = None
     tokens_per_minute: _Limit = None
+
+    @model_validator(mode="after")
+    def _check_burst(self) -> Self:
+        if self.request_burst is not None and self.requests_per_minute is None:
+            raise ValueError("request_burst needs requests_per_minute")
+        return self
 
 
 NO_QUOTAS = TenantQuotas()

@@ -146,6 +146,19 @@ def test_requests_a_minute_and_the_honest_wait(clock):
         admission.admit(Identity("acme", "admin", "k2", quotas=acme.quotas))
 
 
+def test_so_many_requests_of_a_minute_at_once(clock):
+    admission = Admission(100, 100, clock=clock)
+    acme = tenant(requests_per_minute=60, request_burst=3)
+    tickets, refusal = admit_all(admission, acme)
+    assert len(tickets) == 3
+    assert refusal.message == "The limit of 60 requests a minute, 3 at once, is reached"
+    assert refusal.retry_after_seconds == 1
+    (rate,) = refusal.rates
+    assert (rate.limit, rate.remaining, rate.reset_seconds) == (60, 0, pytest.approx(3))
+    clock.now += 60
+    assert len(admit_all(admission, acme)[0]) == 3
+
+
 def test_tokens_are_taken_in_advance_and_settled(clock):
     admission = Admission(100, 100, clock=clock)
     acme = tenant(tokens_per_minute=100)

@@ -117,6 +117,15 @@ def test_set_changes_what_is_named_and_nothing_else(run, path):
     assert TenantDirectory(path).authenticate(key).can_use_base
 
 
+def test_a_burst_of_no_rate_is_refused(run, path):
+    message = "request_burst needs requests_per_minute"
+    assert message in run("create", "acme", "--request-burst", "3")[2]
+    assert not path.exists()
+    run("create", "acme", "--requests-per-minute", "7", "--request-burst", "3")
+    assert message in run("set", "acme", "--requests-per-minute", "none")[2]
+    assert read_document(path).find("acme").quotas.requests_per_minute == 7
+
+
 def test_remove_takes_the_keys_and_leaves_the_other_tenants(run, path):
     (gone,) = keys_of(run("create", "acme")[1])
     (kept,) = keys_of(run("create", "zeta", "--weight", "2")[1])
