@@ -450,12 +450,9 @@ struct TokenBoundary {
     write_pair(residual_row(own_column), h);
     wait_barrier(&barriers[2], 0);
     const float factor = rms_factor<kWarps * kBlocks>(squares, p.num_blocks * num_warps, p.hidden_size, p.rms_eps);
-    uint32_t rounded[1];
-    float weight[2], x[2];
-    split(h[0] * factor, h[1] * factor, rounded);
-    unpack_pair(rounded[0], x);
+    float weight[2];
     unpack_pair(weight_word, weight);
-    x[0] *= weight[0], x[1] *= weight[1];
+    const float x[2] = {h[0] * factor * weight[0], h[1] * factor * weight[1]};
     write_pair(hidden_row(own_column), x);
   }
 };

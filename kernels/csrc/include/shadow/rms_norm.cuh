@@ -62,7 +62,7 @@ struct RmsNormRow {
     pack(h, residual);
     unpack(weight, weights);
 #pragma unroll
-    for (int i = 0; i < 8; ++i) columns[i] = to_float(from_float<T>(h[i] * factor)) * weights[i];
+    for (int i = 0; i < 8; ++i) columns[i] = h[i] * factor * weights[i];
     pack(columns, hidden);
   }
 };

@@ -10,6 +10,8 @@ def add_rms_norm_(
 ) -> None:
     """Add hidden to residual and replace hidden by the sum's RMS norm; vLLM's `fused_add_rms_norm` in place.
 
+    The norm rounds once, when stored, as the compiler makes it of vLLM's; uncompiled it rounds before the weight, too.
+
     Args:
         hidden: (T, D).
         residual: (T, D); the norm is of the sum in fp32, which rounds once when stored here.
@@ -19,4 +21,4 @@ def add_rms_norm_(
     h = hidden.float() + residual.float()
     residual.copy_(h)
     h = h * torch.rsqrt(h.square().mean(-1, keepdim=True) + eps)
-    hidden.copy_(h.to(weight.dtype) * weight)
+    hidden.copy_(h * weight.float())

@@ -1,7 +1,5 @@
 """The CUDA kernels of `boundary_rms_norm_`, run on the CPU thread by thread, against the oracle."""
 
-import itertools
-
 import numpy as np
 import pytest
 
@@ -26,6 +24,9 @@ from shadow_kernels.testing import (
     make_boundary_norm_case,
     popularity_slots,
 )
+
+ONE_ROUNDING = 2e-3
+"""Of a wide bf16 row: storing it alone is off by up to 1.8e-3, rounding before the weight, too, by 2.2e-3."""
 
 
 def make_case(slots, **options):
@@ -68,6 +69,15 @@ def test_the_norm_alone(library, hidden_size, num_octets, num_warps, dtype):
         assert_close(actual, expected, name)
 
 
+def test_the_norm_rounds_once(library):
+    wide = make_case(popularity_slots("base_mixed", 12, NUM_SLOTS, seed=1), hidden_size=1088)
+    assert check(library, wide, Cut(4, "token")) <= ONE_ROUNDING
+    expected = wide.expected()[0]
+    is_base = wide.boundary.token_slots < 0
+    norm, _ = run_emulated_norm(library, wide, 1, 5)
+    assert assert_close(norm[is_base], expected[is_base], "the norm") <= ONE_ROUNDING
+
+
 @pytest.mark.parametrize(("hidden_size", "num_blocks"), [(512, 2), (328, 2), (2560, 8), (1600, 16)])
 def test_a_base_row_has_the_same_bits_in_every_kernel_and_under_any_timing(
     library, hidden_size, num_blocks
@@ -93,6 +103,11 @@ def test_the_norm_differs_from_the_base_s(library):
 TOKEN_SABOTAGE = {
     "nobody waits for the kernel in front": ("wait_for_previous_kernel();\n  release", "release"),
     "nobody waits for the squares": ("    wait_barrier(&barriers[2], 0);\n", ""),
+    "rounded before the weight": (
+        "{h[0] * factor * weight[0], h[1] * factor * weight[1]}",
+        "{to_float(from_float<T>(h[0] * factor)) * weight[0],"
+        " to_float(from_float<T>(h[1] * factor)) * weight[1]}",
+    ),
     "a slice in another's place": (
         "squares + block * num_warps + warp",
         "squares + block * num_warps",
@@ -117,10 +132,13 @@ TOKEN_SABOTAGE = {
         "if (!work.take_token() && !has_rms) {",
         "if (!work.take_token()) {",
     ),
-    "the weight ignored": ("x[0] *= weight[0], x[1] *= weight[1];", ""),
+    "the weight ignored": (
+        "{h[0] * factor * weight[0], h[1] * factor * weight[1]}",
+        "{h[0] * factor, h[1] * factor}",
+    ),
     "two columns exchanged": (
-        "x[0] *= weight[0], x[1] *= weight[1];",
-        "x[0] *= weight[1], x[1] *= weight[0];",
+        "{h[0] * factor * weight[0], h[1] * factor * weight[1]}",
+        "{h[0] * factor * weight[1], h[1] * factor * weight[0]}",
     ),
 }
 
@@ -137,6 +155,7 @@ NORM_SABOTAGE = {
         "static_cast<float>(hidden_size)), 0.0f)",
     ),
     "the weight ignored": ("* weights[i]", ""),
+    "rounded before the weight": ("h[i] * factor", "to_float(from_float<T>(h[i] * factor))"),
     "the last slice dropped": ("lane < num_slices", "lane < num_slices - 1"),
     "every row the first": ("row = blockIdx.x", "row = 0"),
 }
@@ -144,9 +163,10 @@ NORM_SABOTAGE = {
 
 def token_failure(library):
     slots = popularity_slots("base_mixed", 16, NUM_SLOTS, seed=1)
-    cases = [make_case(slots), make_case(slots, hidden_size=328, gate_size=5, rank=9)]
-    for seed, case in itertools.product(range(8), cases):
-        check(library, case, Cut(2, "token", seed=seed))
+    wide, narrow = make_case(slots), make_case(slots, hidden_size=328, gate_size=5, rank=9)
+    for seed in range(8):
+        assert check(library, wide, Cut(2, "token", seed=seed)) <= ONE_ROUNDING
+        check(library, narrow, Cut(2, "token", seed=seed))
 
 
 def norm_failure(library):
@@ -156,7 +176,7 @@ def norm_failure(library):
         for actual, expected in zip(
             run_emulated_norm(library, case, 2, 2, seed), oracle, strict=False
         ):
-            assert_close(actual, expected, "a row")
+            assert assert_close(actual, expected, "a row") <= ONE_ROUNDING
 
 
 @pytest.mark.slow

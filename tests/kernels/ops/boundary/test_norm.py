@@ -48,6 +48,16 @@ def test_it_is_the_boundary_and_then_the_norm():
         assert_same_bits(actual, expected, name)
 
 
+@pytest.mark.parametrize("dtype", list(TOLERANCE))
+def test_the_norm_rounds_once(dtype):
+    case = make_case("base_only", dtype=dtype)
+    hidden, residual = case.boundary.hidden.float(), case.boundary.residual.float()
+    total = hidden + residual
+    scale = torch.rsqrt(total.square().mean(1, keepdim=True) + case.rms_eps)
+    norm, _, _ = case.run()
+    assert_same_bits(norm, (total * scale * case.rms_weight.float()).to(dtype), "the norm")
+
+
 @pytest.fixture
 def device(monkeypatch):
     """A backend in place of the CPU's that notes what it is asked for."""
