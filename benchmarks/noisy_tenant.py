@@ -2,8 +2,8 @@
 
     python benchmarks/noisy_tenant.py                      a tiny base on a CPU
     python benchmarks/noisy_tenant.py --rounds 8 --out result.json
-    python benchmarks/noisy_tenant.py --requests-per-minute 60 --max-concurrent 1
-                                                           how much a smaller quota helps
+    python benchmarks/noisy_tenant.py --requests-per-minute 240 --max-concurrent 4 --request-burst 240
+                                                           what larger quotas cost
     python benchmarks/noisy_tenant.py --model 8b           the shape of Qwen3-8B on a GPU
 
 Starts a server with tenants and the clients in processes of their own. The steady tenant sends at fixed instants;

@@ -30,7 +30,8 @@ class NoiseSettings:
     """How much of what.
 
     Attributes:
-        requests_per_minute, request_burst, max_concurrent: quotas of the noisy tenant; no burst is a minute's requests.
+        requests_per_minute, request_burst, max_concurrent: quotas of the noisy tenant. Without a burst a minute's
+            requests may come at once.
         excess: how many times its quotas the noisy tenant sends.
         steady_rate: requests a second of the steady tenant, which has no quota.
         num_rounds: windows with the noisy tenant; as many without.
@@ -42,9 +43,9 @@ class NoiseSettings:
         vocab_size: of the base.
     """
 
-    requests_per_minute: int = 240
-    request_burst: int | None = None
-    max_concurrent: int = 4
+    requests_per_minute: int = 120
+    request_burst: int | None = 4
+    max_concurrent: int = 2
     excess: int = 10
     steady_rate: float = 10.0
     num_rounds: int = 4
