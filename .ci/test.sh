@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# The test suites of a machine without a GPU: units on two workers that share the machine, quick ones and then slow ones; then,
-# with nothing beside them, units that bound real time (marker `alone`) and everything that starts a real engine.
-# Before them, what they start beside Python.
+# The test suites of a machine without a GPU: on two workers that share the machine units, quick ones and then slow ones,
+# and what compares a real engine's answers; then, with nothing beside them, units and engine tests that bound real time
+# (marker `alone`). Before them, what they start beside Python.
 #
-#   WORKERS  of the unit tests (default 2)
+#   WORKERS  that share the machine (default 2)
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 source .ci/stages.sh
@@ -22,6 +22,7 @@ stage "unit tests" shared 300 "not alone and not engine and not slow" --dist=loa
 stage "slow unit tests" shared 1200 "slow and not alone and not engine" --dist=worksteal
 # Not among the engine tests: in a process as large as theirs, collecting garbage alone breaks a bound.
 stage "unit tests alone" suite 300 "alone and not engine"
-stage "engine tests" suite 1200 "engine and not slow"
-stage "slow engine tests" suite 1200 "engine and slow"
+stage "engine tests" shared 1200 "engine and not alone" --dist=loadscope
+stage "engine tests alone" suite 1200 "engine and alone and not slow"
+stage "slow engine tests alone" suite 1200 "engine and alone and slow"
 finish

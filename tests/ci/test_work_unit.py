@@ -30,8 +30,7 @@ def kinds_of_stages(markers: set[str]) -> list[str]:
     "markers", SUBSETS, ids=lambda markers: "-".join(sorted(markers)) or "none"
 )
 def test_a_test_is_in_one_stage_unless_it_runs_elsewhere(markers):
-    is_serial = markers & {"alone", "engine"}
-    expected = [] if markers & ELSEWHERE else ["suite" if is_serial else "shared"]
+    expected = [] if markers & ELSEWHERE else ["suite" if "alone" in markers else "shared"]
     assert kinds_of_stages(markers) == expected
 
 
