@@ -113,9 +113,8 @@ def boundary_rms_norm_(
         backend: as in `boundary_`; the norm is torch's where a backend has no kernel for it.
     Mutates: hidden and residual, all rows; state, only rows of tokens with an adapter.
     Numerics: as `boundary_`; the norm is of the fp32 sum, whose squares are added up in fp32 in an order that depends
-        on D alone, so that a row without adapter has the same bits in every batch. The product with rms_weight rounds
-        once more, as in vLLM. Where the norm is part of the boundary's launch (few tokens), hidden does not round in
-        between.
+        on D alone, so that a row without adapter has the same bits in every batch. It rounds once, behind the product
+        with rms_weight. Where the norm is part of the boundary's launch (few tokens), hidden does not round in between.
     Raises: ShapeError, UnsupportedDtypeError naming the argument; BackendUnavailableError.
     Graph safety: as `boundary_`; while host_counts[0] == 0 only the norm is launched.
     Source: README.md in ops/boundary; the norm is arXiv 1910.07467.
