@@ -30,8 +30,7 @@ class NoiseSettings:
     """How much of what.
 
     Attributes:
-        requests_per_minute, request_burst, max_concurrent: quotas of the noisy tenant. Without a burst a minute's
-            requests may come at once.
+        requests_per_minute, request_burst, max_concurrent: quotas of the noisy tenant.
         excess: how many times its quotas the noisy tenant sends.
         steady_rate: requests a second of the steady tenant, which has no quota.
         num_rounds: windows with the noisy tenant; as many without.
@@ -44,7 +43,7 @@ class NoiseSettings:
     """
 
     requests_per_minute: int = 120
-    request_burst: int | None = 4
+    request_burst: int = 4
     max_concurrent: int = 2
     excess: int = 10
     steady_rate: float = 10.0
@@ -58,16 +57,13 @@ class NoiseSettings:
 
     def quota_options(self) -> list[str]:
         """Return the options of `tenants create` for the noisy tenant."""
-        quotas = {
-            "--requests-per-minute": self.requests_per_minute,
-            "--request-burst": self.request_burst,
-            "--max-concurrent-requests": self.max_concurrent,
-        }
         return [
-            word
-            for name, value in quotas.items()
-            if value is not None
-            for word in (name, str(value))
+            "--requests-per-minute",
+            str(self.requests_per_minute),
+            "--request-burst",
+            str(self.request_burst),
+            "--max-concurrent-requests",
+            str(self.max_concurrent),
         ]
 
 

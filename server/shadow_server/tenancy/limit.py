@@ -124,8 +124,8 @@ class TenantLimits:
 
 
 def _limit_text(bucket: TokenBucket, unit: str) -> str:
-    at_once = f", {bucket.burst} at once," if bucket.burst < bucket.limit else ""
-    return f"The limit of {bucket.limit} {unit} a minute{at_once}"
+    burst = f" with a burst of {bucket.burst}" if bucket.burst < bucket.limit else ""
+    return f"The limit of {bucket.limit} {unit} a minute{burst}"
 
 
 def _rate(unit: RateUnit, bucket: TokenBucket) -> Rate:

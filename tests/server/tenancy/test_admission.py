@@ -151,12 +151,20 @@ def test_so_many_requests_of_a_minute_at_once(clock):
     acme = tenant(requests_per_minute=60, request_burst=3)
     tickets, refusal = admit_all(admission, acme)
     assert len(tickets) == 3
-    assert refusal.message == "The limit of 60 requests a minute, 3 at once, is reached"
+    assert refusal.message == "The limit of 60 requests a minute with a burst of 3 is reached"
     assert refusal.retry_after_seconds == 1
     (rate,) = refusal.rates
     assert (rate.limit, rate.remaining, rate.reset_seconds) == (60, 0, pytest.approx(3))
     clock.now += 60
     assert len(admit_all(admission, acme)[0]) == 3
+
+
+def test_a_new_burst_applies_at_once(clock):
+    admission = Admission(100, 100, clock=clock)
+    admit_all(admission, tenant(requests_per_minute=60, request_burst=3))
+    more, _ = admit_all(admission, tenant(requests_per_minute=60, request_burst=5))
+    assert len(more) == 2
+    assert admit_all(admission, tenant(requests_per_minute=60, request_burst=2))[0] == []
 
 
 def test_tokens_are_taken_in_advance_and_settled(clock):
