@@ -44,6 +44,7 @@ from shadow_runtime.config import ShadowConfig
 from shadow_runtime.types import DEFAULT_TENANT
 from shadow_runtime.vllm_bridge.adapter_queue import BASE_LANE, AdapterQueue, lane_of
 from shadow_runtime.vllm_bridge.request_tag import TENANT_KEY, WEIGHT_KEY
+from shadow_runtime.vllm_bridge.step_wait import wait_without_spinning
 
 if TYPE_CHECKING:
     from vllm.v1.core.sched.output import SchedulerOutput
@@ -71,6 +72,7 @@ class _TakesTurns:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        wait_without_spinning()
         config = ShadowConfig.from_dict(self.vllm_config.additional_config["shadow"])
         self._num_slots: int = self.vllm_config.lora_config.max_loras
         self._census = AdapterCensus()

@@ -17,6 +17,7 @@ from shadow_runtime.vllm_bridge.dependent_launch import enable_dependent_launch
 from shadow_runtime.vllm_bridge.executor import ShadowExecutor
 from shadow_runtime.vllm_bridge.request import AdapterSource
 from shadow_runtime.vllm_bridge.residency import AdapterResidency, Outcome, find_residency
+from shadow_runtime.vllm_bridge.step_wait import wait_without_spinning
 from shadow_runtime.vllm_bridge.version import check_version
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ class ShadowWorker(_PlatformWorker):
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """Load the model with our residency instead of vLLM's adapter manager (one instance attribute is replaced)."""
         check_version()
+        wait_without_spinning()
         enable_dependent_launch(self.vllm_config.compilation_config, self.device)
         self.model_runner.load_lora_model = types.MethodType(_load_shadow_model, self.model_runner)
         super().load_model(load_dummy_weights=load_dummy_weights)
