@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 
 import torch
-import torch.nn.functional as F
 
 from shadow_kernels.segments import Grouping
 
@@ -20,30 +19,36 @@ def slot_linear(
     first_slot: int,
 ) -> torch.Tensor:
     """Run the operator; arguments as in `shadow_kernels.slot_linear`, already checked. Returns (T, N)."""
-    out = x.new_zeros(x.shape[0], weight.shape[1])
     starts = grouping.slot_starts[first_slot : first_slot + len(weight) + 1].tolist()
-    for index, (start, end) in enumerate(itertools.pairwise(starts)):
-        if start < end:
-            tokens = grouping.token_order[start:end].long()
-            extent = None if extents is None else extents[index]
-            product = _multiply(x[tokens].float(), weight[index], extent, num_chunks)
+    tokens = grouping.token_order[starts[0] : starts[-1]].long()
+    own = x.index_select(0, tokens).float()
+    product = own.new_empty(len(tokens), weight.shape[1])
+    used = None if extents is None else extents.tolist()
+    for slot, (first, last) in enumerate(itertools.pairwise(starts)):
+        if first < last:
+            span = slice(first - starts[0], last - starts[0])
+            _multiply(product[span], own[span], weight[slot], used and used[slot], num_chunks)
             if bias is not None:
-                product += bias[index].float()
-            out[tokens] = product.to(x.dtype)
-    return out
+                product[span] += bias[slot].float()
+    out = x.new_zeros(x.shape[0], weight.shape[1])
+    return out.index_copy_(0, tokens, product.to(x.dtype))
 
 
 def _multiply(
-    x: torch.Tensor, weight: torch.Tensor, extent: torch.Tensor | None, num_chunks: int
-) -> torch.Tensor:
-    """Return (tokens, N) fp32, zeros in rows beyond the extent."""
-    if extent is None:
-        return F.linear(x, weight.float())
-    num_rows, num_columns = extent.tolist()
+    out: torch.Tensor,
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    extent: list[int] | None,
+    num_chunks: int,
+) -> None:
+    """Write x @ weight.T to out (tokens, N), zeros in rows beyond the extent; all fp32 but weight."""
     chunks = weight.view(num_chunks, -1, weight.shape[1])
-    if num_rows == chunks.shape[1] and num_columns == weight.shape[1]:
-        return F.linear(x, weight.float())
+    if extent is None or extent == [chunks.shape[1], weight.shape[1]]:
+        torch.mm(x, weight.float().t(), out=out)
+        return
+    num_rows, num_columns = extent
     used = chunks[:, :num_rows, :num_columns].float()
-    product = x.new_zeros(len(x), *chunks.shape[:2])
-    product[..., :num_rows] = torch.einsum("tk,cnk->tcn", x[:, :num_columns], used)
-    return product.flatten(1)
+    out.zero_()
+    out.view(len(x), *chunks.shape[:2])[..., :num_rows] = torch.einsum(
+        "tk,cnk->tcn", x[:, :num_columns], used
+    )
