@@ -222,13 +222,23 @@ def start(options: argparse.Namespace, field: Field) -> tuple[dict[str, Contesta
     """Start the engines; return them by name and their start-up seconds."""
     engines: dict[str, Contestant] = {}
     seconds = {}
-    for name in options.engines:
-        engines[name] = Contestant(field.job(name), options.new_tokens)
-        if options.one_by_one:
-            seconds[name] = engines[name].wait_until_ready()
-    if not options.one_by_one:
-        seconds = {name: engine.wait_until_ready() for name, engine in engines.items()}
+    try:
+        for name in options.engines:
+            engines[name] = Contestant(field.job(name), options.new_tokens)
+            if options.one_by_one:
+                seconds[name] = engines[name].wait_until_ready()
+        if not options.one_by_one:
+            seconds = {name: engine.wait_until_ready() for name, engine in engines.items()}
+    except BaseException:
+        stop(engines)  # those that did start would keep this process from ending
+        raise
     return engines, {name: round(value, 1) for name, value in seconds.items()}
+
+
+def stop(engines: dict[str, Contestant]) -> None:
+    """End the engines."""
+    for engine in engines.values():
+        engine.stop()
 
 
 def measure(case: Case, engines: dict[str, Contestant], repeats: int) -> Row:
@@ -306,8 +316,7 @@ def main() -> int:
                 for case in cases:
                     profile(case, profiled, options.profile)
         finally:
-            for engine in engines.values():
-                engine.stop()
+            stop(engines)
     if options.plot:
         plot(rows, options.plot)
     return 0

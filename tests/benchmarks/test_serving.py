@@ -2,6 +2,7 @@
 
 import importlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from transformers import AutoConfig
@@ -85,3 +86,29 @@ def test_made_adapters_of_two_seeds_differ(benchmark, tmp_path):
     made = [adapter.write_adapter(base, tmp_path / str(seed), seed) for seed in (0, 1)]
     digests = {load_adapter(path, geometry).manifest.digest for path in made}
     assert len(digests) == 2
+
+
+@pytest.mark.parametrize("is_one_by_one", [False, True])
+def test_an_engine_that_does_not_start_leaves_no_other_behind(
+    benchmark, monkeypatch, is_one_by_one
+):
+    serving, asked = benchmark("serving"), []
+
+    class Starting(Recorder):
+        def __init__(self, name, _):
+            super().__init__(name, asked)
+
+        def wait_until_ready(self):
+            if self._name == "lora":
+                raise RuntimeError("no memory")
+            return 1.0
+
+    monkeypatch.setattr(serving, "Contestant", Starting)
+    field = SimpleNamespace(job=lambda name: name)
+    options = SimpleNamespace(
+        engines=["base", "lora", "shadow"], new_tokens=4, one_by_one=is_one_by_one
+    )
+    with pytest.raises(RuntimeError, match="no memory"):
+        serving.start(options, field)
+    started = ["base", "lora"] if is_one_by_one else ["base", "lora", "shadow"]
+    assert asked == [("stop", name, None) for name in started]

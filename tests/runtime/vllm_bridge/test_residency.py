@@ -20,7 +20,7 @@ from shadow_runtime import errors
 from shadow_runtime.artifact import load_adapter
 from shadow_runtime.slots.image import build_image
 from shadow_runtime.types import NO_ADAPTER
-from shadow_runtime.vllm_bridge.request import build_request
+from shadow_runtime.vllm_bridge.request import AdapterSource, build_request
 from shadow_runtime.vllm_bridge.residency import AdapterResidency, find_residency
 
 # The seam ----------------------------------------------------------------------------------------
@@ -191,6 +191,15 @@ def test_a_step_loads_what_was_unloaded_meanwhile(worker: Any) -> None:
     assert worker.step(["a"]) == [worker.resident()["a"]]
 
 
+def test_a_step_of_held_adapters_parses_no_path(
+    worker: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    worker.add("a", "b")
+    expected = worker.step(["a", "b", "a"])
+    monkeypatch.setattr(AdapterSource, "from_uri", lambda uri: pytest.fail(f"parsed {uri}"))
+    assert worker.step(["a", "b", "a"]) == expected
+
+
 @pytest.mark.parametrize("is_ascending", [False, True])
 def test_what_a_step_needs_is_not_evicted_by_it(is_ascending: bool, worker: Any) -> None:
     # Slots are given in the order of the ids: the missing adapter comes first, or last.
@@ -241,6 +250,9 @@ def test_a_clash_of_ids_is_refused_and_changes_nothing(worker: Any) -> None:
     before = worker.snapshot()
     with pytest.raises(errors.AdapterExistsError, match="31-bit id"):
         worker.residency.add_adapter(build_request("b", other))
+    ids = (worker.id_of("a"),)
+    with pytest.raises(errors.AdapterExistsError, match="31-bit id"):
+        worker.residency.set_active_adapters({build_request("b", other)}, LoRAMapping(ids, ids))
     worker.assert_unchanged(before)
 
 
