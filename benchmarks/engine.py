@@ -124,7 +124,12 @@ def prepare(options: argparse.Namespace, work: Path) -> tuple[str, dict[str, str
         from shadow_server.demo import demo_adapter_paths, demo_model_path
 
         adapters = {name: str(path) for name, path in demo_adapter_paths().items()}
-        arguments = {"max_model_len": 1024, "dtype": "float32", "enforce_eager": True}
+        arguments = {
+            "max_model_len": 1024,
+            "dtype": "float32",
+            "enforce_eager": True,
+            "gpu_memory_utilization": 0.2,  # of a machine that does other things, too
+        }
         return str(demo_model_path()), adapters, arguments
     base = write_shape(options.model, work / "base", options.layers)
     adapters = {

@@ -58,6 +58,8 @@ class ShadowConfig:
         max_adapter_wait_seconds: how long a request waits for its adapter's turn in a slot while slots turn over.
         adapter_quantum_tokens: tokens that an adapter is served before another that waits for a slot gets its turn,
             times the tenant's weight.
+        has_server: a server runs beside the engine, whose processes then leave it the processors that they do not
+            compute on.
     """
 
     slot_classes: tuple[SlotClass, ...]
@@ -68,6 +70,7 @@ class ShadowConfig:
     max_adapter_wait_seconds: float = 5.0
     adapter_quantum_tokens: int = 4096
     limits: AdapterLimits = field(default_factory=AdapterLimits)
+    has_server: bool = False
 
     def __post_init__(self) -> None:
         if not self.slot_classes:

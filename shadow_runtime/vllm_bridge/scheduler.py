@@ -72,8 +72,9 @@ class _TakesTurns:
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        wait_without_spinning()
         config = ShadowConfig.from_dict(self.vllm_config.additional_config["shadow"])
+        if config.has_server:
+            wait_without_spinning()
         self._num_slots: int = self.vllm_config.lora_config.max_loras
         self._census = AdapterCensus()
         self._turns = FairShare(

@@ -13,6 +13,7 @@ import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Callable
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -113,6 +114,7 @@ def _plan(args: Namespace) -> StartPlan:
         # What transformers says about a model that is not there or not readable.
         reason = str(error).partition("\n")[0]
         raise ConfigError(f"the base model {args.model!r} cannot be read: {reason}") from error
+    plan = replace(plan, config=replace(plan.config, has_server=True))
     for name, value in shadow_engine_args(plan.config, vars(args)).items():
         setattr(args, name, value)
     return plan

@@ -12,6 +12,7 @@ from vllm.distributed import get_pp_group
 from vllm.platforms import current_platform
 
 from shadow_runtime.artifact import base_geometry
+from shadow_runtime.config import ShadowConfig
 from shadow_runtime.errors import UnsupportedStackError
 from shadow_runtime.vllm_bridge.dependent_launch import enable_dependent_launch
 from shadow_runtime.vllm_bridge.executor import ShadowExecutor
@@ -55,7 +56,8 @@ class ShadowWorker(_PlatformWorker):
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """Load the model with our residency instead of vLLM's adapter manager (one instance attribute is replaced)."""
         check_version()
-        wait_without_spinning()
+        if ShadowConfig.from_dict(self.vllm_config.additional_config["shadow"]).has_server:
+            wait_without_spinning()
         enable_dependent_launch(self.vllm_config.compilation_config, self.device)
         self.model_runner.load_lora_model = types.MethodType(_load_shadow_model, self.model_runner)
         super().load_model(load_dummy_weights=load_dummy_weights)

@@ -2,7 +2,9 @@
 
 import pytest
 
+from shadow_runtime.config import ShadowConfig
 from shadow_runtime.vllm_bridge import serving
+from shadow_runtime.vllm_bridge.serving_args import make_parser, parse
 
 
 @pytest.fixture
@@ -25,6 +27,16 @@ def test_base_that_cannot_be_read_is_one_line(serve, tmp_path, capsys, model, to
     lines = capsys.readouterr().err.strip().splitlines()
     assert len(lines) == 1
     assert lines[0].startswith(f"shadowserve serve: the base model '{tmp_path / model}' {told}")
+
+
+def test_the_engine_knows_of_its_server(library, tmp_path):
+    args = parse(
+        make_parser(),
+        [str(library.base_dir), "--state-dir", str(tmp_path), "--skip-tokenizer-init"],
+    )
+    plan = serving._plan(args)
+    assert plan.config.has_server
+    assert ShadowConfig.from_dict(args.additional_config["shadow"]) == plan.config
 
 
 def test_name_clash_is_one_line(serve, capsys):

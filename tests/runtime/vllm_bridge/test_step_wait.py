@@ -2,12 +2,17 @@
 
 import threading
 import time
+from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
-from vllm.distributed.device_communicators import shm_broadcast
+import torch
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue, SpinCondition
 
+import scheduler_rig
 from shadow_runtime.vllm_bridge import step_wait
+from shadow_runtime.vllm_bridge import worker as worker_module
+from shadow_runtime.vllm_bridge.scheduler import make_scheduler
 
 TIMEOUT_SECONDS = 30.0
 
@@ -35,9 +40,14 @@ class Pair:
 
 
 @pytest.fixture
-def sleeping(monkeypatch):
-    """Have this process wait as an engine's processes on a CPU do."""
-    monkeypatch.setattr(SpinCondition, "wait", SpinCondition.wait)  # restored
+def restored(monkeypatch):
+    """Undo after the test what it has this process do."""
+    monkeypatch.setattr(SpinCondition, "wait", SpinCondition.wait)
+
+
+@pytest.fixture
+def sleeping(restored):
+    """Have this process wait as those of an engine beside a server do."""
     step_wait.wait_without_spinning()
     assert SpinCondition.wait is not step_wait._wait_when_idle
 
@@ -90,9 +100,29 @@ def test_a_reader_can_be_told_to_end(sleeping):
     assert errors == ["cancelled"]
 
 
-def test_engines_that_compute_elsewhere_wait_as_vllm_does(monkeypatch):
-    monkeypatch.setattr(shm_broadcast.SpinCondition, "wait", SpinCondition.wait)
+def test_engines_that_compute_elsewhere_wait_as_vllm_does(restored, monkeypatch):
     stock = SpinCondition.wait
     monkeypatch.setattr(step_wait.current_platform, "is_cpu", lambda: False)
     step_wait.wait_without_spinning()
     assert SpinCondition.wait is stock
+
+
+@pytest.mark.parametrize("has_server", [False, True])
+def test_the_engine_core_sleeps_beside_a_server_only(restored, library, make_config, has_server):
+    config = replace(make_config(), has_server=has_server)
+    vllm_config = scheduler_rig.make_vllm_config(library.base_dir, config)
+    scheduler_rig.make_scheduler(make_scheduler, vllm_config)
+    assert (SpinCondition.wait is step_wait._wait) is has_server
+
+
+@pytest.mark.parametrize("has_server", [False, True])
+def test_the_worker_sleeps_beside_a_server_only(restored, make_config, monkeypatch, has_server):
+    config = replace(make_config(), has_server=has_server)
+    monkeypatch.setattr(worker_module._PlatformWorker, "load_model", lambda *args, **kwargs: None)
+    worker = object.__new__(worker_module.ShadowWorker)
+    worker.vllm_config = SimpleNamespace(
+        additional_config={"shadow": config.to_dict()}, compilation_config=None
+    )
+    worker.device, worker.model_runner = torch.device("cpu"), SimpleNamespace()
+    worker.load_model()
+    assert (SpinCondition.wait is step_wait._wait) is has_server
