@@ -12,10 +12,10 @@ from vllm.distributed import get_pp_group
 from vllm.platforms import current_platform
 
 from shadow_runtime.artifact import base_geometry
-from shadow_runtime.config import ShadowConfig
 from shadow_runtime.errors import UnsupportedStackError
 from shadow_runtime.vllm_bridge.dependent_launch import enable_dependent_launch
 from shadow_runtime.vllm_bridge.executor import ShadowExecutor
+from shadow_runtime.vllm_bridge.models import find_shadow_config
 from shadow_runtime.vllm_bridge.request import AdapterSource
 from shadow_runtime.vllm_bridge.residency import AdapterResidency, Outcome, find_residency
 from shadow_runtime.vllm_bridge.step_wait import wait_without_spinning
@@ -56,7 +56,9 @@ class ShadowWorker(_PlatformWorker):
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
         """Load the model with our residency instead of vLLM's adapter manager (one instance attribute is replaced)."""
         check_version()
-        if ShadowConfig.from_dict(self.vllm_config.additional_config["shadow"]).has_server:
+        config = find_shadow_config(self.vllm_config)
+        # An engine without our settings is refused where its model is there, with the reason.
+        if config is not None and config.has_server:
             wait_without_spinning()
         enable_dependent_launch(self.vllm_config.compilation_config, self.device)
         self.model_runner.load_lora_model = types.MethodType(_load_shadow_model, self.model_runner)

@@ -115,14 +115,28 @@ def test_the_engine_core_sleeps_beside_a_server_only(restored, library, make_con
     assert (SpinCondition.wait is step_wait._wait) is has_server
 
 
-@pytest.mark.parametrize("has_server", [False, True])
-def test_the_worker_sleeps_beside_a_server_only(restored, make_config, monkeypatch, has_server):
-    config = replace(make_config(), has_server=has_server)
+def load_model(additional_config, monkeypatch):
+    """Have a worker load its model as far as it is ours to do."""
     monkeypatch.setattr(worker_module._PlatformWorker, "load_model", lambda *args, **kwargs: None)
     worker = object.__new__(worker_module.ShadowWorker)
     worker.vllm_config = SimpleNamespace(
-        additional_config={"shadow": config.to_dict()}, compilation_config=None
+        additional_config=additional_config, compilation_config=None
     )
     worker.device, worker.model_runner = torch.device("cpu"), SimpleNamespace()
     worker.load_model()
+
+
+@pytest.mark.parametrize("has_server", [False, True])
+def test_the_worker_sleeps_beside_a_server_only(restored, make_config, monkeypatch, has_server):
+    config = replace(make_config(), has_server=has_server)
+    load_model({"shadow": config.to_dict()}, monkeypatch)
     assert (SpinCondition.wait is step_wait._wait) is has_server
+
+
+@pytest.mark.parametrize("additional_config", [{}, None])
+def test_a_worker_without_our_settings_gets_as_far_as_its_model(
+    restored, monkeypatch, additional_config
+):
+    """There `_load_shadow_model` says what is wrong."""
+    load_model(additional_config, monkeypatch)
+    assert SpinCondition.wait is not step_wait._wait
