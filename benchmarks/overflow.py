@@ -188,8 +188,12 @@ def prepare(options: argparse.Namespace, work: Path) -> tuple[Path, list[Path], 
     if options.model == "tiny":
         config = json.loads((base / "config.json").read_text()) | {"vocab_size": TINY_VOCAB}
         (base / "config.json").write_text(json.dumps(config))
-        arguments |= {"dtype": "float32", "enforce_eager": True, "block_size": 32}
-        arguments["gpu_memory_utilization"] = 0.2  # of a machine that does other things, too
+        arguments |= {
+            "dtype": "float32",
+            "enforce_eager": True,
+            "block_size": 32,
+            "gpu_memory_utilization": 0.2,  # of a machine that does other things, too
+        }
     else:
         arguments |= {"dtype": "bfloat16", "gpu_memory_utilization": 0.85}
         # As the default has them: a step with more tokens than the largest, prompts included, runs without a graph.

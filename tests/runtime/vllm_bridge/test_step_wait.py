@@ -18,7 +18,7 @@ TIMEOUT_SECONDS = 30.0
 
 
 class Pair:
-    """A queue with a reader thread that has taken its first message, as `wait_until_ready` leaves them."""
+    """A queue and a thread that reads from it, both ready."""
 
     def __init__(self, read):
         self.writer = MessageQueue(n_reader=1, n_local_reader=1)
@@ -41,8 +41,9 @@ class Pair:
 
 @pytest.fixture
 def restored(monkeypatch):
-    """Undo after the test what it has this process do."""
+    """Undo after the test what it has this process do; the model runs on the CPU, whatever engine is installed."""
     monkeypatch.setattr(SpinCondition, "wait", SpinCondition.wait)
+    monkeypatch.setattr(step_wait, "current_platform", SimpleNamespace(is_cpu=lambda: True))
 
 
 @pytest.fixture
@@ -75,9 +76,8 @@ def test_messages_that_follow_at_once_keep_nobody_waiting(sleeping):
     pair = Pair(read)
     start = time.monotonic()
     for index in range(number):
-        while (
-            len(received) < index - 1
-        ):  # two under way, as execute_model and sample_tokens of a step
+        # Two are under way, as execute_model and sample_tokens of a step are.
+        while len(received) < index - 1:
             time.sleep(0)
             assert time.monotonic() < start + TIMEOUT_SECONDS, f"stuck at message {len(received)}"
         pair.writer.enqueue(index)
@@ -102,7 +102,7 @@ def test_a_reader_can_be_told_to_end(sleeping):
 
 def test_engines_that_compute_elsewhere_wait_as_vllm_does(restored, monkeypatch):
     stock = SpinCondition.wait
-    monkeypatch.setattr(step_wait.current_platform, "is_cpu", lambda: False)
+    monkeypatch.setattr(step_wait, "current_platform", SimpleNamespace(is_cpu=lambda: False))
     step_wait.wait_without_spinning()
     assert SpinCondition.wait is stock
 
