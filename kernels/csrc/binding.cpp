@@ -10,6 +10,7 @@
 #include <string>
 
 #include "boundary.h"
+#include "dense_linear.h"
 #include "rms_norm.h"
 #include "slot_linear.h"
 
@@ -167,6 +168,31 @@ void slot_linear(Tensor out, Tensor x, Tensor weight, std::optional<Tensor> bias
   STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::slot_linear: ", cudaGetErrorString(error));
 }
 
+shadow::Matrix matrix_of(const Tensor& tensor) {
+  return {tensor.data_ptr(), tensor.size(0), tensor.size(1), tensor.stride(0)};
+}
+
+int64_t most_dense_tokens(int64_t num_outputs, int64_t num_inputs, int64_t device) {
+  return shadow::most_dense_tokens(num_outputs, num_inputs, device);
+}
+
+// out = x @ weight.T + bias, for up to most_dense_tokens tokens; bf16 and fp16, rows on 16 bytes.
+void dense_linear(Tensor out, Tensor x, Tensor weight, std::optional<Tensor> bias) {
+  const shadow::DataType type = data_type_of(x.scalar_type());
+  STD_TORCH_CHECK(type != shadow::DataType::kFloat32 && is_wide(x) && is_wide(weight) && is_wide(out),
+                  "shadow_cuda::dense_linear takes rows of bfloat16 and float16 on 16 bytes");
+  const int device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  shadow::DenseLinearParams params = {};
+  if (bias) params.bias = bias->data_ptr();
+  params.out = out.data_ptr(), params.out_stride = out.stride(0);
+  params.num_tokens = x.size(0), params.num_outputs = weight.size(0);
+  const cudaError_t error =
+      shadow::launch_dense_linear(matrix_of(x), matrix_of(weight), params, type == shadow::DataType::kFloat16,
+                                  static_cast<cudaStream_t>(stream_of(device)));
+  STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::dense_linear: ", cudaGetErrorString(error));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(shadow_cuda, m) {
@@ -184,15 +210,19 @@ STABLE_TORCH_LIBRARY(shadow_cuda, m) {
       "slot_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? extents, int num_chunks, "
       "Tensor adapter_slots, Tensor token_order, Tensor slot_starts, Tensor tiles, int first_slot, int num_tiles, "
       "int num_groups, int num_octets) -> ()");
+  m.def("dense_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias) -> ()");
+  m.def("most_dense_tokens(int num_outputs, int num_inputs, int device) -> int");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CUDA, m) {
   m.impl("boundary_", TORCH_BOX(&boundary_));
   m.impl("add_rms_norm_", TORCH_BOX(&add_rms_norm_));
   m.impl("slot_linear", TORCH_BOX(&slot_linear));
+  m.impl("dense_linear", TORCH_BOX(&dense_linear));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CompositeExplicitAutograd, m) {
   m.impl("has_boundary", TORCH_BOX(&has_boundary));
   m.impl("most_rms_columns", TORCH_BOX(&most_rms_columns));
+  m.impl("most_dense_tokens", TORCH_BOX(&most_dense_tokens));
 }

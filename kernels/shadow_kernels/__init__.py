@@ -1,7 +1,7 @@
 """Operators for ShadowPEFT adapters: many adapters in one batch, each token with its own adapter's weights.
 
-Importing the package registers `boundary_`, `boundary_rms_norm_` and `slot_linear` under `torch.ops.shadow`; it touches
-no device.
+Importing the package registers `boundary_`, `boundary_rms_norm_`, `slot_linear` and `dense_linear` under
+`torch.ops.shadow`; it touches no device.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from shadow_kernels.checks import (
 from shadow_kernels.dispatch import (
     Backend,
     compile_slot_linear,
+    has_fast_dense_linear,
     has_fast_rms_norm,
     register_operators,
     run_boundary_,
     run_boundary_rms_norm_,
+    run_dense_linear,
     run_slot_linear,
 )
 from shadow_kernels.ops.boundary import BoundaryFlag, BoundaryWeights
@@ -40,6 +42,8 @@ __all__ = [
     "boundary_",
     "boundary_rms_norm_",
     "compile_slot_linear",
+    "dense_linear",
+    "has_fast_dense_linear",
     "has_fast_rms_norm",
     "max_tiles",
     "register_operators",
@@ -168,4 +172,33 @@ def slot_linear(
     result: torch.Tensor = torch.ops.shadow.slot_linear(
         x, weight, bias, extents, num_chunks, *grouping, first_slot
     )
+    return result
+
+
+def dense_linear(
+    x: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    *,
+    backend: Backend = "auto",
+) -> torch.Tensor:
+    """Multiply all tokens by one weight: out = x @ weight.T + bias. Steps of few tokens have a kernel of their own.
+
+    Args:
+        x: (T, K) bf16|fp16|fp32.
+        weight: (N, K), same dtype.
+        bias: (N,), same dtype, or None.
+        backend: "auto" takes torch's product wherever there is no kernel; "cuda" fails there.
+    Returns: (T, N), same dtype.
+    Numerics: products accumulate in fp32, the bias is added in fp32, one rounding at the store. A row's bits depend on
+        N and K alone in all steps that have the kernel, not on T nor on the other rows.
+    Raises: ShapeError, UnsupportedDtypeError naming the argument; BackendUnavailableError.
+    Graph safety: no host synchronisation; the grid depends on N and K only. Inside a CUDA graph the weight is read
+        before the kernel in front has ended, so nothing captured into the same graph may write it. Use
+        `torch.ops.shadow.dense_linear` inside compiled code.
+    Source: README.md in ops/dense_linear.
+    """
+    if backend != "auto":
+        return run_dense_linear(x, weight, bias, backend=backend)
+    result: torch.Tensor = torch.ops.shadow.dense_linear(x, weight, bias)
     return result

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from shadow_kernels.checks import BackendUnavailableError
-from shadow_kernels.ops import boundary, slot_linear
+from shadow_kernels.ops import boundary, dense_linear, slot_linear
 from shadow_kernels.ops.boundary import norm
 from shadow_kernels.segments import Grouping
 
@@ -24,6 +24,7 @@ Backend = Literal["auto", "cpu", "cuda", "triton"]
 
 _BACKENDS: dict[str, tuple[Backend, ...]] = {
     "boundary": ("cpu", "cuda", "triton"),
+    "dense_linear": ("cuda",),
     "slot_linear": ("cpu", "cuda", "triton"),
 }
 _CANDIDATES: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
@@ -32,7 +33,7 @@ _logger = logging.getLogger(__name__)
 
 @cache
 def get_backend(op: str, backend: Backend, device_type: str) -> ModuleType:
-    """Return the module that runs `op` ("boundary" or "slot_linear"); the choice is logged once.
+    """Return the module that runs `op` ("boundary", "slot_linear" or "dense_linear"); the choice is logged once.
 
     Raises:
         BackendUnavailableError: no backend of that name, none for the device, or its compiler or library is missing.
@@ -152,6 +153,41 @@ def run_slot_linear(
     return result
 
 
+def run_dense_linear(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None, *, backend: Backend = "auto"
+) -> torch.Tensor:
+    """Check and run `dense_linear` on one backend; with "auto", torch's own product where there is no kernel."""
+    dense_linear.check_arguments(x, weight, bias)
+    module = (
+        _find_dense_linear(x.device.type)
+        if backend == "auto"
+        else get_backend("dense_linear", backend, x.device.type)
+    )
+    if module is not None and module.has_kernel_for(x, weight, bias):
+        result: torch.Tensor = module.dense_linear(x, weight, bias)
+        return result
+    if backend != "auto":
+        raise BackendUnavailableError(
+            f"backend {backend!r} of dense_linear has no kernel for {x.shape[0]} tokens and a weight of "
+            f"{tuple(weight.shape)} in {x.dtype} in this layout on this device"
+        )
+    return torch.nn.functional.linear(x, weight, bias)
+
+
+def has_fast_dense_linear(weight: torch.Tensor) -> bool:
+    """Whether steps of few tokens have a kernel here for a weight (N, K) that is faster than torch's product."""
+    module = _find_dense_linear(weight.device.type)
+    return module is not None and module.is_worth_while(weight)
+
+
+@cache
+def _find_dense_linear(device_type: str) -> ModuleType | None:
+    try:
+        return get_backend("dense_linear", "auto", device_type)
+    except BackendUnavailableError:
+        return None
+
+
 def compile_slot_linear(
     weight: torch.Tensor,
     bias: torch.Tensor | None,
@@ -229,6 +265,12 @@ def _slot_linear_fake(
     return x.new_empty(x.shape[0], weight.shape[1])
 
 
+def _dense_linear_fake(
+    x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    return x.new_empty(x.shape[0], weight.shape[0])
+
+
 _library = torch.library.Library("shadow", "FRAGMENT")
 
 
@@ -238,6 +280,7 @@ def register_operators() -> None:
         (boundary.NAME, boundary.SCHEMA, _boundary_kernel, _boundary_fake),
         (boundary.NORM_NAME, boundary.NORM_SCHEMA, _boundary_norm_kernel, _boundary_fake),
         (slot_linear.NAME, slot_linear.SCHEMA, _slot_linear_kernel, _slot_linear_fake),
+        (dense_linear.NAME, dense_linear.SCHEMA, run_dense_linear, _dense_linear_fake),
     ):
         if hasattr(torch.ops.shadow, name):
             continue
