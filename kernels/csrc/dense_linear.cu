@@ -3,6 +3,10 @@
 
 #include <cuda.h>
 
+#include <array>
+#include <map>
+#include <mutex>
+
 #include "launch.h"
 #include "shadow/dense_linear.cuh"
 
@@ -12,70 +16,101 @@ namespace {
 namespace dl = dense_linear;
 using Kernel = void (*)(TensorMap, TensorMap, DenseLinearParams);
 
-constexpr int kMostTiles = 4, kMostSplit = 8, kLeastSteps = 4;
+constexpr int kLeastSteps = 4;  // of 64 inputs, a block
 
-// How a weight is cut, whatever the step.
-struct Plan {
-  int num_tiles = 0;  // of 64 outputs, a block; 0: no kernel
-  int split = 1;      // blocks that share the inputs
-
-  bool operator==(const Plan&) const = default;
-};
-
-// As many blocks as multiprocessors, or little less: each reads its part of the weight from the first moment to the last.
-Plan plan_of(int64_t num_outputs, int64_t num_inputs, int num_multiprocessors) {
-  const int num_tiles = divide_up(num_outputs, dl::kTileRows), num_steps = divide_up(num_inputs, dl::kStepInputs);
-  Plan plan;
-  plan.num_tiles = divide_up(num_tiles, num_multiprocessors);
-  if (plan.num_tiles > kMostTiles) return {};
-  while (plan.num_tiles == 1 && plan.split < kMostSplit && 2 * plan.split * num_tiles <= num_multiprocessors &&
-         num_steps >= 2 * plan.split * kLeastSteps) {
-    plan.split *= 2;
-  }
-  return plan;
-}
-
+// A kernel and what it is cut for: steps of up to num_tokens tokens, num_outputs a cluster of `split` blocks.
 struct Variant {
-  Plan plan;
-  int num_tokens;
+  int num_tokens, num_outputs, split;
   Kernel kernel;
   int num_threads, shared_bytes;
 };
 
-template <typename T, int kTokens, int kTiles, int kSplit>
+template <typename T, int kTokens, int kOutputs, int kSplit>
 constexpr Variant variant() {
-  using C = dl::Cut<kTokens, kTiles, kSplit>;
-  static_assert(C::kStages >= 2);
-  return {{kTiles, kSplit}, kTokens, dl::dense_linear_kernel<T, C>, C::kAllThreads, dl::shared_bytes<C>()};
+  using C = dl::Cut<kTokens, kOutputs, kSplit>;
+  static_assert(C::kStages >= 3 && dl::shared_bytes<C>() <= 227 << 10);
+  return {kTokens, kOutputs, kSplit, dl::dense_linear_kernel<T, C>, C::kAllThreads, dl::shared_bytes<C>()};
 }
 
-template <typename T, int kTiles, int kSplit>
-const Variant* find_variant(int num_tokens) {
-  static constexpr Variant kVariants[] = {
-      variant<T, 8, kTiles, kSplit>(), variant<T, 16, kTiles, kSplit>(), variant<T, 32, kTiles, kSplit>(),
-      variant<T, 64, kTiles, kSplit>(), variant<T, dl::kMostTokens, kTiles, kSplit>()};
-  for (const Variant& one : kVariants) {
-    if (num_tokens <= one.num_tokens) return &one;
-  }
-  return nullptr;
+constexpr int kTokenCounts[] = {8, 32, 64, dl::kMostTokens};
+constexpr int kNumCounts = sizeof(kTokenCounts) / sizeof(int);
+
+// One cut of the weight for any step.
+template <typename T, int kOutputs, int kSplit>
+constexpr std::array<Variant, kNumCounts> variants() {
+  return {variant<T, kTokenCounts[0], kOutputs, kSplit>(), variant<T, kTokenCounts[1], kOutputs, kSplit>(),
+          variant<T, kTokenCounts[2], kOutputs, kSplit>(), variant<T, kTokenCounts[3], kOutputs, kSplit>()};
 }
 
 template <typename T>
-const Variant* find_variant(Plan plan, int num_tokens) {
-  if (plan == Plan{1, 1}) return find_variant<T, 1, 1>(num_tokens);
-  if (plan == Plan{1, 2}) return find_variant<T, 1, 2>(num_tokens);
-  if (plan == Plan{1, 4}) return find_variant<T, 1, 4>(num_tokens);
-  if (plan == Plan{1, 8}) return find_variant<T, 1, 8>(num_tokens);
-  if (plan == Plan{2, 1}) return find_variant<T, 2, 1>(num_tokens);
-  if (plan == Plan{3, 1}) return find_variant<T, 3, 1>(num_tokens);
-  if (plan == Plan{4, 1}) return find_variant<T, 4, 1>(num_tokens);
-  return nullptr;
+constexpr std::array<Variant, kNumCounts> kVariants[] = {
+    variants<T, 48, 1>(),  variants<T, 64, 1>(),  variants<T, 96, 1>(),  variants<T, 128, 1>(), variants<T, 152, 1>(),
+    variants<T, 192, 1>(), variants<T, 224, 1>(), variants<T, 256, 1>(), variants<T, 40, 2>(),  variants<T, 64, 2>(),
+    variants<T, 96, 2>(),  variants<T, 40, 4>(),  variants<T, 72, 4>(),  variants<T, 88, 4>(),  variants<T, 136, 4>(),
+    variants<T, 72, 8>()};
+constexpr int kNumCuts = sizeof(kVariants<__nv_bfloat16>) / sizeof(kVariants<__nv_bfloat16>[0]);
+
+cudaLaunchAttribute cluster_of(int num_blocks) {
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {static_cast<unsigned>(num_blocks), 1, 1};
+  return attribute;
 }
 
-int count_multiprocessors(int device) {
+// How many clusters run at the same time.
+int count_resident(const Variant& variant) {
+  const void* address = reinterpret_cast<const void*>(variant.kernel);
+  if (allow_shared_memory(address, variant.shared_bytes, false) != cudaSuccess) return 0;
+  cudaLaunchAttribute attribute = cluster_of(variant.split);
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(variant.split);
+  config.blockDim = dim3(variant.num_threads);
+  config.dynamicSmemBytes = variant.shared_bytes;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
   int count = 0;
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  if (cudaOccupancyMaxActiveClusters(&count, variant.kernel, &config)) cudaGetLastError();
   return count;
+}
+
+std::array<int, kNumCuts> count_resident() {
+  std::array<int, kNumCuts> counts;
+  for (int i = 0; i < kNumCuts; ++i) counts[i] = count_resident(kVariants<__nv_bfloat16>[i].back());
+  return counts;
+}
+
+// On the current device.
+const std::array<int, kNumCuts>& resident_clusters(int device) {
+  static std::mutex mutex;
+  static std::map<int, std::array<int, kNumCuts>> known;
+  std::lock_guard<std::mutex> guard(mutex);
+  const auto found = known.find(device);
+  return found != known.end() ? found->second : known.emplace(device, count_resident()).first->second;
+}
+
+// Which cut a weight has, whatever the step, or -1: all of its clusters run at once, and a block of 128 tokens reads as
+// little as may be, as a multiprocessor takes in 64 bytes a cycle at most.
+int choose_cut(int64_t num_outputs, int64_t num_inputs, int device) {
+  const auto& resident = resident_clusters(device);
+  const int num_steps = divide_up(num_inputs, dl::kStepInputs);
+  int best = -1;
+  double least = 0.0;
+  for (int i = 0; i < kNumCuts; ++i) {
+    const Variant& one = kVariants<__nv_bfloat16>[i].back();
+    if (divide_up(num_outputs, one.num_outputs) > resident[i]) continue;
+    if (one.split > 1 && num_steps < one.split * kLeastSteps) continue;
+    const double rows_read = static_cast<double>(one.num_outputs + one.num_tokens) / one.split;
+    if (best < 0 || rows_read < least) best = i, least = rows_read;
+  }
+  return best;
+}
+
+const Variant* find_variant(int cut, bool is_half, int num_tokens) {
+  if (cut < 0) return nullptr;
+  for (const Variant& one : is_half ? kVariants<__half>[cut] : kVariants<__nv_bfloat16>[cut]) {
+    if (num_tokens <= one.num_tokens) return &one;
+  }
+  return nullptr;
 }
 
 decltype(&cuTensorMapEncodeTiled) find_encoder() {
@@ -110,37 +145,32 @@ int most_dense_tokens(int64_t num_outputs, int64_t num_inputs, int device) {
   cudaDeviceGetAttribute(&minor, cudaDevAttrComputeCapabilityMinor, device);
   const bool has_instructions = major == 9 && minor == 0;
   if (!has_instructions || num_outputs % 8 != 0 || num_inputs % 8 != 0 || find_encoder() == nullptr) return 0;
-  return plan_of(num_outputs, num_inputs, count_multiprocessors(device)).num_tiles > 0 ? dl::kMostTokens : 0;
+  return choose_cut(num_outputs, num_inputs, device) < 0 ? 0 : dl::kMostTokens;
 }
 
 cudaError_t launch_dense_linear(const Matrix& x, const Matrix& weight, DenseLinearParams params, bool is_half,
                                 cudaStream_t stream) {
   int device = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;
-  const Plan plan = plan_of(weight.num_rows, weight.num_columns, count_multiprocessors(device));
-  const Variant* variant = is_half ? find_variant<__half>(plan, params.num_tokens)
-                                   : find_variant<__nv_bfloat16>(plan, params.num_tokens);
+  const char* forced = getenv("SHADOW_DENSE_CUT");
+  const int cut = forced ? atoi(forced) : choose_cut(weight.num_rows, weight.num_columns, device);
+  const Variant* variant = find_variant(cut, is_half, params.num_tokens);
   if (variant == nullptr) return cudaErrorInvalidValue;
   if (params.num_tokens == 0) return cudaSuccess;
   const void* address = reinterpret_cast<const void*>(variant->kernel);
   if (cudaError_t error = allow_shared_memory(address, variant->shared_bytes, false)) return error;
   TensorMap weight_map, x_map;
-  if (cudaError_t error = encode(&weight_map, weight, is_half, plan.num_tiles * dl::kTileRows)) return error;
+  if (cudaError_t error = encode(&weight_map, weight, is_half, variant->num_outputs)) return error;
   if (cudaError_t error = encode(&x_map, x, is_half, variant->num_tokens)) return error;
   params.num_steps = divide_up(weight.num_columns, dl::kStepInputs);
-  cudaLaunchAttribute attributes[2] = {early_launch()};
-  int num_attributes = is_launched_early(stream) ? 1 : 0;
-  if (plan.split > 1) {
-    attributes[num_attributes].id = cudaLaunchAttributeClusterDimension;
-    attributes[num_attributes++].val.clusterDim = {static_cast<unsigned>(plan.split), 1, 1};
-  }
+  cudaLaunchAttribute attributes[] = {cluster_of(variant->split), early_launch()};
   cudaLaunchConfig_t config = {};
-  config.gridDim = dim3(plan.split * divide_up(params.num_outputs, plan.num_tiles * dl::kTileRows));
+  config.gridDim = dim3(variant->split * divide_up(params.num_outputs, variant->num_outputs));
   config.blockDim = dim3(variant->num_threads);
   config.dynamicSmemBytes = variant->shared_bytes;
   config.stream = stream;
   config.attrs = attributes;
-  config.numAttrs = num_attributes;
+  config.numAttrs = is_launched_early(stream) ? 2 : 1;
   return cudaLaunchKernelEx(&config, variant->kernel, weight_map, x_map, params);
 }
 

@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 from torch import nn
-from vllm import envs
 from vllm.compilation.backends import set_model_tag
-from vllm.config import CompilationMode, VllmConfig
+from vllm.config import VllmConfig
 from vllm.distributed import get_pp_group
 from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.models.interfaces import SupportsLoRA
@@ -27,6 +26,10 @@ import shadow_kernels
 from shadow_kernels import BoundaryWeights
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.vllm_bridge.architecture import ARCHITECTURES, Architecture
+from shadow_runtime.vllm_bridge.dense_products import (
+    replace_products,
+    rounds_like_its_compiler,
+)
 from shadow_runtime.vllm_bridge.executor import ShadowExecutor
 
 _STATE_KEY = "shadow_state"
@@ -93,12 +96,10 @@ def gives_norm_away(layer: nn.Module, vllm_config: VllmConfig) -> bool:
         and norm.variance_size_override is None
         and norm.pass_weight_add
         and norm.weight.dtype == vllm_config.model_config.dtype
-        and compilation.mode == CompilationMode.VLLM_COMPILE
-        and compilation.backend == "inductor"
+        and rounds_like_its_compiler(vllm_config)
         and vllm_config.kernel_config.ir_op_priority.fused_add_rms_norm[:1] == ["native"]
         # a pass that looks for the norm would find it no longer
         and not (vllm_config.quant_config and compilation.pass_config.fuse_norm_quant)
-        and not envs.VLLM_BATCH_INVARIANT
         and shadow_kernels.has_fast_rms_norm(
             norm.weight.device.type, norm.weight.dtype, norm.hidden_size
         )
@@ -150,6 +151,7 @@ class _ShadowCausalLM:
             if gives_norm_away(layer, vllm_config):
                 layer.input_layernorm.__class__ = CrossingNorm
                 layer.input_layernorm._shadow = layer._shadow
+            replace_products(layer, vllm_config)
         make_stock = self.make_empty_intermediate_tensors
         self.make_empty_intermediate_tensors = _with_state(make_stock, executor)
 

@@ -2,7 +2,8 @@
 
     python compiled_engine.py eager|compiled CACHE
 
-Compiled, layers give their first norm away as they do where there is a kernel for it; eager, they keep it.
+Compiled, layers give their first norm away and have our dense products, as they do where there are kernels for them;
+eager, they keep their own.
 
 On a CPU vLLM compiles the whole model at once or nothing. What it does on a GPU, graphs that are cut at the attention,
 compiled and kept in CACHE, works there as well; but its settings and one pass, which knows GPU operators alone, have to
@@ -28,6 +29,7 @@ def gpu_compilation() -> Iterator[None]:
     """Let engines on the CPU compile as on a GPU."""
     from vllm.compilation.passes.utility.fix_functionalization import FixFunctionalizationPass
     from vllm.config import CompilationMode
+    from vllm.model_executor.layers import linear, utils
     from vllm.platforms.cpu import CpuPlatform
 
     stock = CpuPlatform.check_and_update_config.__func__
@@ -45,6 +47,12 @@ def gpu_compilation() -> Iterator[None]:
         ),
         mock.patch.object(FixFunctionalizationPass, "__call__", return_value=None),
         mock.patch("shadow_kernels.has_fast_rms_norm", return_value=True),
+        mock.patch("shadow_kernels.has_fast_dense_linear", return_value=True),
+        # a CPU packs the weights for a product of its own
+        mock.patch.object(
+            linear, "dispatch_unquantized_gemm", return_value=utils.default_unquantized_gemm
+        ),
+        mock.patch.object(linear.UnquantizedLinearMethod, "process_weights_after_loading"),
     ):
         yield
 

@@ -1,9 +1,9 @@
 // out = x @ weight.T + bias for steps of up to 128 tokens, which are bound by reading the weight.
 //
-// Blocks have 64 outputs a warpgroup and, in clusters, a part of the inputs each. One warp only asks for copies, the
-// weight's before the kernel in front has ended; the warpgroups multiply, weight rows as the instruction's 64 rows and tokens as its
-// columns. At the end the blocks of a cluster hand one another's tokens over and each adds up, in the cluster's order, what
-// it was handed: a token's sums are cut by N and K alone, so its bits are the same in every step.
+// Clusters have some outputs, and each of their blocks a part of the inputs. One warp only asks for copies, the weight's
+// before the kernel in front has ended; a warpgroup multiplies, or two from 65 tokens on: tokens are the instruction's 64
+// rows, weight rows its columns. At the end the blocks of a cluster hand one another's tokens over and each adds up, in
+// the cluster's order, what it was handed: a token's sums are cut by N and K alone, so its bits are the same in every step.
 //
 // Compute capability 9.0 alone has these instructions; see warpgroup.cuh.
 #pragma once
@@ -17,25 +17,24 @@ namespace shadow::dense_linear {
 constexpr int kStepInputs = 64, kRowBytes = 128, kTileRows = 64, kTileBytes = kTileRows * kRowBytes;
 constexpr int kMostTokens = 128;
 
-// kTokens_: columns of the products. kTiles_: of 64 outputs, a warpgroup each. kSplit_: blocks that share the inputs.
-template <int kTokens_, int kTiles_, int kSplit_>
+// kTokens_: that a step may have. kOutputs_: of a cluster, whole eights. kSplit_: blocks that share the inputs.
+template <int kTokens_, int kOutputs_, int kSplit_>
 struct Cut {
-  static constexpr int kTokens = kTokens_, kTiles = kTiles_, kSplit = kSplit_;
-  static constexpr int kOutputs = kTiles * kTileRows;
-  static constexpr int kThreads = kTiles * kWarpgroup, kAllThreads = kThreads + 32;
-  static constexpr int kWeightBytes = kTiles * kTileBytes, kStepBytes = kWeightBytes + kTokens * kRowBytes;
-  // A token's sums; four more than outputs, so that lanes' stores meet in no bank.
-  static constexpr int kSumStride = kOutputs + 4;
+  static constexpr int kTokens = kTokens_, kOutputs = kOutputs_, kSplit = kSplit_;
+  static constexpr int kThreads = kTokens > kTileRows ? 2 * kWarpgroup : kWarpgroup, kAllThreads = kThreads + 32;
+  static constexpr int kWeightBytes = kOutputs * kRowBytes, kStepBytes = kWeightBytes + kTokens * kRowBytes;
+  // A token's sums lie 8 banks behind those of the one in front, so that a half warp's stores meet in no bank.
+  static constexpr int kSumStride = kOutputs + (40 - kOutputs % 32) % 32;
   static constexpr int kOwnTokens = kTokens / kSplit, kOwnSums = kOwnTokens * kSumStride;
   static constexpr int kSumBytes = kTokens * kSumStride * static_cast<int>(sizeof(float));
   static constexpr int kReceivedBytes = (kSplit - 1) * kOwnSums * static_cast<int>(sizeof(float));
-  // A multiprocessor's shared memory holds one block, or two where clusters are of a size of which not all fit side by side.
-  static constexpr int kBudget = kSplit > 2 ? 113 << 10 : 226 << 10, kMostStages = 12;
+  static constexpr int kBudget = 225 << 10, kBytesAhead = 96 << 10;
   static constexpr int kFit = (kBudget - kReceivedBytes) / kStepBytes;
-  static constexpr int kStages = kFit < kMostStages ? kFit : kMostStages;
+  static constexpr int kEnough = (kBytesAhead + kWeightBytes - 1) / kWeightBytes;
+  static constexpr int kStages = kFit < kEnough ? kFit : kEnough;
   static constexpr int kRingBytes = kStages * kStepBytes > kSumBytes ? kStages * kStepBytes : kSumBytes;
   // More than half of a multiprocessor's, so that blocks do not share one while others are idle.
-  static constexpr int kSpreadBytes = kSplit > 2 ? 0 : 117 << 10;
+  static constexpr int kSpreadBytes = 117 << 10;
 };
 
 template <typename C>
@@ -45,7 +44,10 @@ struct Barriers {
 
 template <typename C>
 constexpr int shared_bytes() {
-  constexpr int kBytes = C::kRingBytes + C::kReceivedBytes + static_cast<int>(sizeof(Barriers<C>));
+  constexpr int kUsed = C::kRingBytes + C::kReceivedBytes + static_cast<int>(sizeof(Barriers<C>));
+  // products read whole tiles, also where a step has fewer tokens: whatever lies there
+  constexpr int kRead = C::kRingBytes + (C::kTokens < kTileRows ? (kTileRows - C::kTokens) * kRowBytes : 0);
+  constexpr int kBytes = kUsed > kRead ? kUsed : kRead;
   return kBytes > C::kSpreadBytes ? kBytes : C::kSpreadBytes;
 }
 
@@ -130,7 +132,7 @@ class Block {
   // Leaves all sums of the block, a token a row, where the ring was.
   __device__ void multiply() const {
     const int warpgroup = threadIdx.x / kWarpgroup, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
-    float own[C::kTokens / 2];
+    float own[C::kOutputs / 2];
 #pragma unroll
     for (float& one : own) one = 0.0f;
     for (int step = 0; step < num_steps_; ++step) {
@@ -138,8 +140,8 @@ class Block {
       begin_products();
 #pragma unroll
       for (int part = 0; part < 4; ++part) {
-        multiply_tiles(T{}, own, operand_of(stage(step) + warpgroup * kTileBytes, part),
-                       operand_of(stage(step) + C::kWeightBytes, part));
+        multiply_step<0>(own, operand_of(stage(step) + C::kWeightBytes + warpgroup * kTileBytes, part),
+                         stage(step), part);
       }
       commit_products();
       wait_products<1>();
@@ -148,14 +150,25 @@ class Block {
     wait_products<0>();
     hold_sums(own);
     sync_first_threads(C::kThreads);  // nobody reads the ring any more
-    const int output = warpgroup * kTileRows + warp * 16 + lane / 4;
+    const int token = warpgroup * kTileRows + warp * 16 + lane / 4;
 #pragma unroll
-    for (int i = 0; i < C::kTokens / 2; ++i) {
-      const int token = i / 4 * 8 + lane % 4 * 2 + i % 2;
-      sums()[token * C::kSumStride + output + i / 2 % 2 * 8] = own[i];
+    for (int i = 0; i < C::kOutputs / 2; i += 2) {
+      const int row = token + i / 2 % 2 * 8;
+      float* place = sums() + row * C::kSumStride + i / 4 * 8 + lane % 4 * 2;
+      if (row < C::kTokens) *reinterpret_cast<float2*>(place) = {own[i], own[i + 1]};
     }
     if constexpr (C::kSplit > 1) publish_stores();
     sync_first_threads(C::kThreads);
+  }
+
+  // For the weight rows from kFirst on, in as few instructions as their number has binary digits.
+  template <int kFirst>
+  __device__ void multiply_step(float (&own)[C::kOutputs / 2], uint64_t tokens, const char* weight, int part) const {
+    constexpr int kLeft = C::kOutputs - kFirst;
+    constexpr int kColumns = kLeft >= 128 ? 128 : kLeft >= 64 ? 64 : kLeft >= 32 ? 32 : kLeft >= 16 ? 16 : 8;
+    auto& sums = *reinterpret_cast<float(*)[kColumns / 2]>(own + kFirst / 2);
+    multiply_tiles(T{}, sums, tokens, operand_of(weight + kFirst * kRowBytes, part));
+    if constexpr (kLeft > kColumns) multiply_step<kFirst + kColumns>(own, tokens, weight, part);
   }
 
   // Sends every other block its tokens' sums and waits for those of this block's.
