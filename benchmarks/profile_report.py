@@ -28,7 +28,7 @@ from pathlib import Path
 from contestant import KernelRun
 
 SAMPLER = "gumbel"
-PRODUCT = r"nvjet|gemm|cutlass|slot_linear"
+PRODUCT = r"nvjet|gemm|cutlass|slot_linear|dense_linear"
 COPIES = re.compile(r"^Mem(cpy|set)")
 BOUNDARY = "boundary_"
 BASE = "base"

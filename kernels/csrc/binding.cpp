@@ -12,6 +12,7 @@
 #include "boundary.h"
 #include "dense_linear.h"
 #include "rms_norm.h"
+#include "silu_and_mul.h"
 #include "slot_linear.h"
 
 namespace {
@@ -168,6 +169,20 @@ void slot_linear(Tensor out, Tensor x, Tensor weight, std::optional<Tensor> bias
   STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::slot_linear: ", cudaGetErrorString(error));
 }
 
+// out = silu(x[:, :M]) * x[:, M:], M whole groups of eight; rows on 16 bytes.
+void silu_and_mul(Tensor out, Tensor x) {
+  STD_TORCH_CHECK(is_wide(x) && is_wide(out), "shadow_cuda::silu_and_mul takes rows on 16 bytes");
+  const int device = x.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  shadow::SiluAndMulParams params = {};
+  params.x = x.data_ptr(), params.x_stride = x.stride(0);
+  params.out = out.data_ptr(), params.out_stride = out.stride(0);
+  params.num_octets = out.size(1) / 8;
+  const cudaError_t error = shadow::launch_silu_and_mul(params, x.size(0), data_type_of(x.scalar_type()),
+                                                        static_cast<cudaStream_t>(stream_of(device)));
+  STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::silu_and_mul: ", cudaGetErrorString(error));
+}
+
 shadow::Matrix matrix_of(const Tensor& tensor) {
   return {tensor.data_ptr(), tensor.size(0), tensor.size(1), tensor.stride(0)};
 }
@@ -210,6 +225,7 @@ STABLE_TORCH_LIBRARY(shadow_cuda, m) {
       "slot_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias, Tensor? extents, int num_chunks, "
       "Tensor adapter_slots, Tensor token_order, Tensor slot_starts, Tensor tiles, int first_slot, int num_tiles, "
       "int num_groups, int num_octets) -> ()");
+  m.def("silu_and_mul(Tensor(a!) out, Tensor x) -> ()");
   m.def("dense_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias) -> ()");
   m.def("most_dense_tokens(int num_outputs, int num_inputs, int device) -> int");
 }
@@ -218,6 +234,7 @@ STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CUDA, m) {
   m.impl("boundary_", TORCH_BOX(&boundary_));
   m.impl("add_rms_norm_", TORCH_BOX(&add_rms_norm_));
   m.impl("slot_linear", TORCH_BOX(&slot_linear));
+  m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
   m.impl("dense_linear", TORCH_BOX(&dense_linear));
 }
 

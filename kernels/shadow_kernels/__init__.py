@@ -1,7 +1,7 @@
 """Operators for ShadowPEFT adapters: many adapters in one batch, each token with its own adapter's weights.
 
-Importing the package registers `boundary_`, `boundary_rms_norm_`, `slot_linear` and `dense_linear` under
-`torch.ops.shadow`; it touches no device.
+Importing the package registers `boundary_`, `boundary_rms_norm_`, `slot_linear`, `dense_linear`, `add_rms_norm_` and
+`silu_and_mul` under `torch.ops.shadow`; it touches no device.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from shadow_kernels.dispatch import (
     compile_slot_linear,
     has_fast_dense_linear,
     has_fast_rms_norm,
+    has_fast_silu_and_mul,
     register_operators,
     run_boundary_,
     run_boundary_rms_norm_,
@@ -39,14 +40,17 @@ __all__ = [
     "ShapeError",
     "StepSegments",
     "UnsupportedDtypeError",
+    "add_rms_norm_",
     "boundary_",
     "boundary_rms_norm_",
     "compile_slot_linear",
     "dense_linear",
     "has_fast_dense_linear",
     "has_fast_rms_norm",
+    "has_fast_silu_and_mul",
     "max_tiles",
     "register_operators",
+    "silu_and_mul",
     "slot_linear",
 ]
 
@@ -201,4 +205,39 @@ def dense_linear(
     if backend != "auto":
         return run_dense_linear(x, weight, bias, backend=backend)
     result: torch.Tensor = torch.ops.shadow.dense_linear(x, weight, bias)
+    return result
+
+
+def add_rms_norm_(
+    hidden: torch.Tensor, residual: torch.Tensor, rms_weight: torch.Tensor, rms_eps: float
+) -> None:
+    """Add hidden to residual, then replace hidden by the sum's RMS norm: what `boundary_rms_norm_` ends with, alone.
+
+    Args:
+        hidden: (T, D) bf16|fp16|fp32, last dim contiguous.
+        residual: (T, D) like hidden.
+        rms_weight: (D,), dtype of hidden.
+        rms_eps: added to the mean of squares.
+    Mutates: hidden and residual, all rows.
+    Numerics: as there.
+    Raises: ShapeError, UnsupportedDtypeError naming the argument.
+    Graph safety: no host synchronisation; the grid depends on T alone. Inside a CUDA graph rms_weight is read before
+        the kernel in front has ended.
+    Source: arXiv 1910.07467.
+    """
+    torch.ops.shadow.add_rms_norm_(hidden, residual, rms_weight, rms_eps)
+
+
+def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """Multiply the first half of x's columns, through SiLU, by the second: an MLP's gate and up.
+
+    Args:
+        x: (T, 2 M) bf16|fp16|fp32.
+    Returns: (T, M), same dtype.
+    Numerics: in fp32, one rounding at the store.
+    Raises: ShapeError, UnsupportedDtypeError.
+    Graph safety: no host synchronisation; the grid depends on T and M only.
+    Source: arXiv 2002.05202 (SwiGLU).
+    """
+    result: torch.Tensor = torch.ops.shadow.silu_and_mul(x)
     return result

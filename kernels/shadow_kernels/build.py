@@ -29,7 +29,9 @@ ARCHITECTURES = ("80", "90a", "100a")
 _TORCH_TARGET = (
     "0x020b000000000000"  # 2.11: newer symbols of the stable ABI are refused at compile time
 )
-_SOURCES = ("boundary.cu", "dense_linear.cu", "rms_norm.cu", "slot_linear.cu", "binding.cpp")
+_SOURCES = (
+    "boundary.cu", "dense_linear.cu", "rms_norm.cu", "silu_and_mul.cu", "slot_linear.cu", "binding.cpp",
+)  # fmt: skip
 
 
 class BuildError(RuntimeError):

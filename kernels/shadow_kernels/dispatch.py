@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 
 from shadow_kernels.checks import BackendUnavailableError
-from shadow_kernels.ops import boundary, dense_linear, slot_linear
+from shadow_kernels.ops import boundary, dense_linear, silu_and_mul, slot_linear
 from shadow_kernels.ops.boundary import norm
 from shadow_kernels.segments import Grouping
 
@@ -25,6 +25,7 @@ Backend = Literal["auto", "cpu", "cuda", "triton"]
 _BACKENDS: dict[str, tuple[Backend, ...]] = {
     "boundary": ("cpu", "cuda", "triton"),
     "dense_linear": ("cuda",),
+    "silu_and_mul": ("cuda",),
     "slot_linear": ("cpu", "cuda", "triton"),
 }
 _CANDIDATES: dict[str, tuple[Backend, ...]] = {"cpu": ("cpu",), "cuda": ("cuda", "triton")}
@@ -33,7 +34,7 @@ _logger = logging.getLogger(__name__)
 
 @cache
 def get_backend(op: str, backend: Backend, device_type: str) -> ModuleType:
-    """Return the module that runs `op` ("boundary", "slot_linear" or "dense_linear"); the choice is logged once.
+    """Return the module that runs `op`, a folder of ops; the choice is logged once.
 
     Raises:
         BackendUnavailableError: no backend of that name, none for the device, or its compiler or library is missing.
@@ -119,6 +120,16 @@ def run_boundary_rms_norm_(
     (module if has_norm else norm).add_rms_norm_(hidden, residual, rms_weight, rms_eps)
 
 
+def run_add_rms_norm_(
+    hidden: torch.Tensor, residual: torch.Tensor, rms_weight: torch.Tensor, rms_eps: float
+) -> None:
+    """Check and run `add_rms_norm_`, with torch where the device has no kernel for it."""
+    boundary.check_norm_arguments(hidden, residual, rms_weight)
+    module = get_backend("boundary", "auto", hidden.device.type)
+    has_norm = hasattr(module, "takes_norm") and module.takes_norm(hidden, residual, rms_weight)
+    (module if has_norm else norm).add_rms_norm_(hidden, residual, rms_weight, rms_eps)
+
+
 def has_fast_rms_norm(device_type: str, dtype: torch.dtype, hidden_size: int) -> bool:
     """Whether `boundary_rms_norm_` has a kernel of its own for the norm, so that it is worth giving it away."""
     try:
@@ -158,11 +169,7 @@ def run_dense_linear(
 ) -> torch.Tensor:
     """Check and run `dense_linear` on one backend; with "auto", torch's own product where there is no kernel."""
     dense_linear.check_arguments(x, weight, bias)
-    module = (
-        _find_dense_linear(x.device.type)
-        if backend == "auto"
-        else get_backend("dense_linear", backend, x.device.type)
-    )
+    module = _find_kernels("dense_linear", x.device.type, backend)
     if module is not None and module.has_kernel_for(x, weight, bias):
         result: torch.Tensor = module.dense_linear(x, weight, bias)
         return result
@@ -176,15 +183,33 @@ def run_dense_linear(
 
 def has_fast_dense_linear(weight: torch.Tensor) -> bool:
     """Whether steps of few tokens have a kernel here for a weight (N, K) that is faster than torch's product."""
-    module = _find_dense_linear(weight.device.type)
+    module = _find_kernels("dense_linear", weight.device.type)
     return module is not None and module.is_worth_while(weight)
 
 
+def run_silu_and_mul(x: torch.Tensor) -> torch.Tensor:
+    """Check and run `silu_and_mul`, with torch where the device has no kernel for it."""
+    silu_and_mul.check_arguments(x)
+    module = _find_kernels("silu_and_mul", x.device.type)
+    if module is None or not module.has_kernel_for(x):
+        return silu_and_mul.silu_and_mul(x)
+    result: torch.Tensor = module.silu_and_mul(x)
+    return result
+
+
+def has_fast_silu_and_mul(device_type: str) -> bool:
+    """Whether the device has a kernel for `silu_and_mul`."""
+    return _find_kernels("silu_and_mul", device_type) is not None
+
+
 @cache
-def _find_dense_linear(device_type: str) -> ModuleType | None:
+def _find_kernels(op: str, device_type: str, backend: Backend = "auto") -> ModuleType | None:
+    """Return the module with an operator's kernels; None where "auto" finds none, as torch does the same."""
     try:
-        return get_backend("dense_linear", "auto", device_type)
+        return get_backend(op, backend, device_type)
     except BackendUnavailableError:
+        if backend != "auto":
+            raise
         return None
 
 
@@ -271,6 +296,14 @@ def _dense_linear_fake(
     return x.new_empty(x.shape[0], weight.shape[0])
 
 
+def _add_norm_fake(*_: torch.Tensor | float) -> None:
+    return None
+
+
+def _silu_and_mul_fake(x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty(x.shape[0], x.shape[1] // 2)
+
+
 _library = torch.library.Library("shadow", "FRAGMENT")
 
 
@@ -280,6 +313,8 @@ def register_operators() -> None:
         (boundary.NAME, boundary.SCHEMA, _boundary_kernel, _boundary_fake),
         (boundary.NORM_NAME, boundary.NORM_SCHEMA, _boundary_norm_kernel, _boundary_fake),
         (slot_linear.NAME, slot_linear.SCHEMA, _slot_linear_kernel, _slot_linear_fake),
+        (boundary.ADD_NORM_NAME, boundary.ADD_NORM_SCHEMA, run_add_rms_norm_, _add_norm_fake),
+        (silu_and_mul.NAME, silu_and_mul.SCHEMA, run_silu_and_mul, _silu_and_mul_fake),
         (dense_linear.NAME, dense_linear.SCHEMA, run_dense_linear, _dense_linear_fake),
     ):
         if hasattr(torch.ops.shadow, name):

@@ -22,14 +22,10 @@ from vllm.model_executor.layers.layernorm import RMSNorm
 from vllm.model_executor.models.interfaces import SupportsLoRA
 from vllm.sequence import IntermediateTensors
 
-import shadow_kernels
 from shadow_kernels import BoundaryWeights
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.vllm_bridge.architecture import ARCHITECTURES, Architecture
-from shadow_runtime.vllm_bridge.dense_products import (
-    replace_products,
-    rounds_like_its_compiler,
-)
+from shadow_runtime.vllm_bridge.decode_kernels import has_own_norm, replace_kernels
 from shadow_runtime.vllm_bridge.executor import ShadowExecutor
 
 _STATE_KEY = "shadow_state"
@@ -89,21 +85,7 @@ def gives_norm_away(layer: nn.Module, vllm_config: VllmConfig) -> bool:
     Only in engines whose compiler makes that norm. Elsewhere it is a kernel of vLLM's own, and rows without an adapter
     have the bits of stock vLLM as long as it runs.
     """
-    norm: Any = getattr(layer, "input_layernorm", None)
-    compilation = vllm_config.compilation_config
-    return (
-        type(norm) is RMSNorm
-        and norm.variance_size_override is None
-        and norm.pass_weight_add
-        and norm.weight.dtype == vllm_config.model_config.dtype
-        and rounds_like_its_compiler(vllm_config)
-        and vllm_config.kernel_config.ir_op_priority.fused_add_rms_norm[:1] == ["native"]
-        # a pass that looks for the norm would find it no longer
-        and not (vllm_config.quant_config and compilation.pass_config.fuse_norm_quant)
-        and shadow_kernels.has_fast_rms_norm(
-            norm.weight.device.type, norm.weight.dtype, norm.hidden_size
-        )
-    )
+    return has_own_norm(getattr(layer, "input_layernorm", None), vllm_config)
 
 
 def _exchange_class(layer: nn.Module, stream: str, executor: ShadowExecutor, index: int) -> None:
@@ -151,7 +133,7 @@ class _ShadowCausalLM:
             if gives_norm_away(layer, vllm_config):
                 layer.input_layernorm.__class__ = CrossingNorm
                 layer.input_layernorm._shadow = layer._shadow
-            replace_products(layer, vllm_config)
+            replace_kernels(layer, vllm_config)
         make_stock = self.make_empty_intermediate_tensors
         self.make_empty_intermediate_tensors = _with_state(make_stock, executor)
 

@@ -2,8 +2,8 @@
 
     python compiled_engine.py eager|compiled CACHE
 
-Compiled, layers give their first norm away and have our dense products, as they do where there are kernels for them;
-eager, they keep their own.
+Compiled, layers give their first norm away and have our kernels for their products and what stands between those, as
+they do where there are such; eager, they keep their own.
 
 On a CPU vLLM compiles the whole model at once or nothing. What it does on a GPU, graphs that are cut at the attention,
 compiled and kept in CACHE, works there as well; but its settings and one pass, which knows GPU operators alone, have to
@@ -48,6 +48,7 @@ def gpu_compilation() -> Iterator[None]:
         mock.patch.object(FixFunctionalizationPass, "__call__", return_value=None),
         mock.patch("shadow_kernels.has_fast_rms_norm", return_value=True),
         mock.patch("shadow_kernels.has_fast_dense_linear", return_value=True),
+        mock.patch("shadow_kernels.has_fast_silu_and_mul", return_value=True),
         # a CPU packs the weights for a product of its own
         mock.patch.object(
             linear, "dispatch_unquantized_gemm", return_value=utils.default_unquantized_gemm

@@ -28,8 +28,10 @@ struct Cut {
   static constexpr int kOwnTokens = kTokens / kSplit, kOwnSums = kOwnTokens * kSumStride;
   static constexpr int kSumBytes = kTokens * kSumStride * static_cast<int>(sizeof(float));
   static constexpr int kReceivedBytes = (kSplit - 1) * kOwnSums * static_cast<int>(sizeof(float));
-  static constexpr int kBudget = 225 << 10, kBytesAhead = 96 << 10;
-  static constexpr int kFit = (kBudget - kReceivedBytes) / kStepBytes;
+  static constexpr int kBudget = 225 << 10, kBytesAhead = (kSplit == 1 ? 160 : 96) << 10;
+  // Products read whole tiles, also where a step has fewer tokens: whatever lies there.
+  static constexpr int kReadBeyond = kTokens < kTileRows ? (kTileRows - kTokens) * kRowBytes : 0;
+  static constexpr int kFit = (kBudget - kReceivedBytes - kReadBeyond) / kStepBytes;
   static constexpr int kEnough = (kBytesAhead + kWeightBytes - 1) / kWeightBytes;
   static constexpr int kStages = kFit < kEnough ? kFit : kEnough;
   static constexpr int kRingBytes = kStages * kStepBytes > kSumBytes ? kStages * kStepBytes : kSumBytes;
@@ -45,8 +47,7 @@ struct Barriers {
 template <typename C>
 constexpr int shared_bytes() {
   constexpr int kUsed = C::kRingBytes + C::kReceivedBytes + static_cast<int>(sizeof(Barriers<C>));
-  // products read whole tiles, also where a step has fewer tokens: whatever lies there
-  constexpr int kRead = C::kRingBytes + (C::kTokens < kTileRows ? (kTileRows - C::kTokens) * kRowBytes : 0);
+  constexpr int kRead = C::kRingBytes + C::kReadBeyond;
   constexpr int kBytes = kUsed > kRead ? kUsed : kRead;
   return kBytes > C::kSpreadBytes ? kBytes : C::kSpreadBytes;
 }
@@ -120,13 +121,14 @@ class Block {
     const int num_ahead = min(num_steps_, C::kStages);
     for (int step = 0; step < num_ahead; ++step) copy_weight(step);
     wait_for_previous_kernel();
-    release_next_kernel();
     for (int step = 0; step < num_ahead; ++step) copy_tokens(step);
     for (int step = num_ahead; step < num_steps_; ++step) {
       wait_barrier(barriers().freed + step % C::kStages, (step / C::kStages - 1) & 1);
       copy_weight(step);
       copy_tokens(step);
     }
+    // Any earlier the next kernel's clusters would begin on what multiprocessors are through first, one upon the other.
+    release_next_kernel();
   }
 
   // Leaves all sums of the block, a token a row, where the ring was.

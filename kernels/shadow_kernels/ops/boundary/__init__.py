@@ -31,6 +31,13 @@ NORM_SCHEMA = (
 )
 """The boundary and the RMS norm that the next base layer begins with."""
 
+ADD_NORM_NAME = "add_rms_norm_"
+
+ADD_NORM_SCHEMA = (
+    "add_rms_norm_(Tensor(a!) hidden, Tensor(b!) residual, Tensor rms_weight, float rms_eps) -> ()"
+)
+"""That norm alone."""
+
 NORM_EPS = 1e-5
 """Epsilon of the LayerNorm before transform and gate, as the paper's package has it."""
 
