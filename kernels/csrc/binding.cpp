@@ -188,6 +188,7 @@ shadow::Matrix matrix_of(const Tensor& tensor) {
 }
 
 int64_t most_dense_tokens(int64_t num_outputs, int64_t num_inputs, int64_t device) {
+  const torch::stable::accelerator::DeviceGuard guard(device);
   return shadow::most_dense_tokens(num_outputs, num_inputs, device);
 }
 

@@ -22,32 +22,31 @@ constexpr int kLeastSteps = 4;  // of 64 inputs, a block
 struct Variant {
   int num_tokens, num_outputs, split;
   Kernel kernel;
-  int num_threads, shared_bytes;
+  int shared_bytes;
 };
 
 template <typename T, int kTokens, int kOutputs, int kSplit>
 constexpr Variant variant() {
   using C = dl::Cut<kTokens, kOutputs, kSplit>;
   static_assert(C::kStages >= 3 && dl::shared_bytes<C>() <= 227 << 10);
-  return {kTokens, kOutputs, kSplit, dl::dense_linear_kernel<T, C>, C::kAllThreads, dl::shared_bytes<C>()};
+  return {kTokens, kOutputs, kSplit, dl::dense_linear_kernel<T, C>, dl::shared_bytes<C>()};
 }
 
-constexpr int kTokenCounts[] = {8, 32, 64, dl::kMostTokens};
+constexpr int kTokenCounts[] = {8, 32, dl::kMostTokens};
 constexpr int kNumCounts = sizeof(kTokenCounts) / sizeof(int);
 
 // One cut of the weight for any step.
 template <typename T, int kOutputs, int kSplit>
 constexpr std::array<Variant, kNumCounts> variants() {
   return {variant<T, kTokenCounts[0], kOutputs, kSplit>(), variant<T, kTokenCounts[1], kOutputs, kSplit>(),
-          variant<T, kTokenCounts[2], kOutputs, kSplit>(), variant<T, kTokenCounts[3], kOutputs, kSplit>()};
+          variant<T, kTokenCounts[2], kOutputs, kSplit>()};
 }
 
 template <typename T>
 constexpr std::array<Variant, kNumCounts> kVariants[] = {
     variants<T, 48, 1>(),  variants<T, 64, 1>(),  variants<T, 96, 1>(),  variants<T, 128, 1>(), variants<T, 152, 1>(),
     variants<T, 192, 1>(), variants<T, 224, 1>(), variants<T, 256, 1>(), variants<T, 40, 2>(),  variants<T, 64, 2>(),
-    variants<T, 96, 2>(),  variants<T, 40, 4>(),  variants<T, 72, 4>(),  variants<T, 88, 4>(),  variants<T, 136, 4>(),
-    variants<T, 72, 8>()};
+    variants<T, 96, 2>(),  variants<T, 40, 4>(),  variants<T, 72, 4>(),  variants<T, 88, 4>(),  variants<T, 72, 8>()};
 constexpr int kNumCuts = sizeof(kVariants<__nv_bfloat16>) / sizeof(kVariants<__nv_bfloat16>[0]);
 
 cudaLaunchAttribute cluster_of(int num_blocks) {
@@ -64,7 +63,7 @@ int count_resident(const Variant& variant) {
   cudaLaunchAttribute attribute = cluster_of(variant.split);
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(variant.split);
-  config.blockDim = dim3(variant.num_threads);
+  config.blockDim = dim3(dl::kThreads);
   config.dynamicSmemBytes = variant.shared_bytes;
   config.attrs = &attribute;
   config.numAttrs = 1;
@@ -88,8 +87,8 @@ const std::array<int, kNumCuts>& resident_clusters(int device) {
   return found != known.end() ? found->second : known.emplace(device, count_resident()).first->second;
 }
 
-// Which cut a weight has, whatever the step, or -1: all of its clusters run at once, and a block of 128 tokens reads as
-// little as may be, as a multiprocessor takes in 64 bytes a cycle at most.
+// Which cut a weight has, whatever the step, or -1: all of its clusters run at once, and a block reads as little as may
+// be in the largest step.
 int choose_cut(int64_t num_outputs, int64_t num_inputs, int device) {
   const auto& resident = resident_clusters(device);
   const int num_steps = divide_up(num_inputs, dl::kStepInputs);
@@ -152,9 +151,8 @@ cudaError_t launch_dense_linear(const Matrix& x, const Matrix& weight, DenseLine
                                 cudaStream_t stream) {
   int device = 0;
   if (cudaError_t error = cudaGetDevice(&device)) return error;
-  const char* forced = getenv("SHADOW_DENSE_CUT");
-  const int cut = forced ? atoi(forced) : choose_cut(weight.num_rows, weight.num_columns, device);
-  const Variant* variant = find_variant(cut, is_half, params.num_tokens);
+  const Variant* variant =
+      find_variant(choose_cut(weight.num_rows, weight.num_columns, device), is_half, params.num_tokens);
   if (variant == nullptr) return cudaErrorInvalidValue;
   if (params.num_tokens == 0) return cudaSuccess;
   const void* address = reinterpret_cast<const void*>(variant->kernel);
@@ -166,7 +164,7 @@ cudaError_t launch_dense_linear(const Matrix& x, const Matrix& weight, DenseLine
   cudaLaunchAttribute attributes[] = {cluster_of(variant->split), early_launch()};
   cudaLaunchConfig_t config = {};
   config.gridDim = dim3(variant->split * divide_up(params.num_outputs, variant->num_outputs));
-  config.blockDim = dim3(variant->num_threads);
+  config.blockDim = dim3(dl::kThreads);
   config.dynamicSmemBytes = variant->shared_bytes;
   config.stream = stream;
   config.attrs = attributes;

@@ -78,7 +78,7 @@ struct Block {
   int rank;
   std::vector<char> shared;
   std::vector<Warp> warps;
-  Gate gate;          // of __syncthreads
+  Gate gate, first_gate;  // of __syncthreads, and of its first threads
   int starts_at = 0;  // round
   std::map<const void*, Barrier> barriers;
 };
@@ -91,13 +91,16 @@ struct Thread {
   bool is_done = false;
   std::vector<std::function<void()>> chunks;  // begun to be copied, with no arrival behind them yet
   std::deque<std::vector<std::function<void()>>> groups;
+  int num_cluster_arrivals = 0;
+  std::vector<std::function<void()>> products;  // of a warpgroup, begun and not committed
+  std::deque<std::vector<std::function<void()>>> product_groups;
 };
 
 struct Cluster {
   std::vector<std::unique_ptr<Block>> blocks;
   std::vector<std::unique_ptr<Thread>> threads;
   std::deque<std::function<void()>> in_flight;
-  int num_started = 0;
+  int num_arrivals = 0;
 };
 
 inline Thread* current;

@@ -1,8 +1,8 @@
-// out = x @ weight.T + bias for steps of up to 128 tokens, which are bound by reading the weight.
+// out = x @ weight.T + bias for steps of up to 64 tokens, which are bound by reading the weight.
 //
 // Clusters have some outputs, and each of their blocks a part of the inputs. One warp only asks for copies, the weight's
-// before the kernel in front has ended; a warpgroup multiplies, or two from 65 tokens on: tokens are the instruction's 64
-// rows, weight rows its columns. At the end the blocks of a cluster hand one another's tokens over and each adds up, in
+// before the kernel in front has ended; a warpgroup multiplies: tokens are the instruction's 64 rows, however many there
+// are, weight rows its columns. At the end the blocks of a cluster hand one another's tokens over and each adds up, in
 // the cluster's order, what it was handed: a token's sums are cut by N and K alone, so its bits are the same in every step.
 //
 // Compute capability 9.0 alone has these instructions; see warpgroup.cuh.
@@ -14,23 +14,22 @@
 
 namespace shadow::dense_linear {
 
-constexpr int kStepInputs = 64, kRowBytes = 128, kTileRows = 64, kTileBytes = kTileRows * kRowBytes;
-constexpr int kMostTokens = 128;
+constexpr int kStepInputs = 64, kRowBytes = 128, kMostTokens = 64;
 
 // kTokens_: that a step may have. kOutputs_: of a cluster, whole eights. kSplit_: blocks that share the inputs.
 template <int kTokens_, int kOutputs_, int kSplit_>
 struct Cut {
   static constexpr int kTokens = kTokens_, kOutputs = kOutputs_, kSplit = kSplit_;
-  static constexpr int kThreads = kTokens > kTileRows ? 2 * kWarpgroup : kWarpgroup, kAllThreads = kThreads + 32;
   static constexpr int kWeightBytes = kOutputs * kRowBytes, kStepBytes = kWeightBytes + kTokens * kRowBytes;
   // A token's sums lie 8 banks behind those of the one in front, so that a half warp's stores meet in no bank.
   static constexpr int kSumStride = kOutputs + (40 - kOutputs % 32) % 32;
   static constexpr int kOwnTokens = kTokens / kSplit, kOwnSums = kOwnTokens * kSumStride;
   static constexpr int kSumBytes = kTokens * kSumStride * static_cast<int>(sizeof(float));
   static constexpr int kReceivedBytes = (kSplit - 1) * kOwnSums * static_cast<int>(sizeof(float));
-  static constexpr int kBudget = 225 << 10, kBytesAhead = (kSplit == 1 ? 160 : 96) << 10;
-  // Products read whole tiles, also where a step has fewer tokens: whatever lies there.
-  static constexpr int kReadBeyond = kTokens < kTileRows ? (kTileRows - kTokens) * kRowBytes : 0;
+  // What is asked for at once of the weight: less leaves the memory idle, more keeps x waiting behind it.
+  static constexpr int kBytesAhead = (kSplit == 1 ? 160 : 96) << 10, kBudget = 225 << 10;
+  // Products read the rows of 64 tokens, also where a step has fewer: whatever lies there.
+  static constexpr int kReadBeyond = (kMostTokens - kTokens) * kRowBytes;
   static constexpr int kFit = (kBudget - kReceivedBytes - kReadBeyond) / kStepBytes;
   static constexpr int kEnough = (kBytesAhead + kWeightBytes - 1) / kWeightBytes;
   static constexpr int kStages = kFit < kEnough ? kFit : kEnough;
@@ -38,6 +37,8 @@ struct Cut {
   // More than half of a multiprocessor's, so that blocks do not share one while others are idle.
   static constexpr int kSpreadBytes = 117 << 10;
 };
+
+constexpr int kThreads = kWarpgroup + 32;
 
 template <typename C>
 struct Barriers {
@@ -71,12 +72,12 @@ class Block {
     if (threadIdx.x == 0) init_barriers();
     __syncthreads();
     if constexpr (C::kSplit > 1) arrive_at_cluster();
-    if (threadIdx.x < C::kThreads) {
+    if (threadIdx.x < kWarpgroup) {
       multiply();
       if constexpr (C::kSplit > 1) hand_over();
       store();
     } else {
-      if (threadIdx.x == C::kThreads) copy();
+      if (threadIdx.x == kWarpgroup) copy();
       __syncwarp();
       if constexpr (C::kSplit > 1) wait_for_cluster();
     }
@@ -98,7 +99,7 @@ class Block {
   __device__ void init_barriers() const {
     for (int i = 0; i < C::kStages; ++i) {
       init_barrier(barriers().filled + i, 1);
-      init_barrier(barriers().freed + i, C::kThreads / 32);
+      init_barrier(barriers().freed + i, kWarpgroup / 32);
     }
     init_barrier(&barriers().received, 1);
     fence_barriers();
@@ -133,7 +134,7 @@ class Block {
 
   // Leaves all sums of the block, a token a row, where the ring was.
   __device__ void multiply() const {
-    const int warpgroup = threadIdx.x / kWarpgroup, warp = threadIdx.x / 32 % 4, lane = threadIdx.x % 32;
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     float own[C::kOutputs / 2];
 #pragma unroll
     for (float& one : own) one = 0.0f;
@@ -142,8 +143,7 @@ class Block {
       begin_products();
 #pragma unroll
       for (int part = 0; part < 4; ++part) {
-        multiply_step<0>(own, operand_of(stage(step) + C::kWeightBytes + warpgroup * kTileBytes, part),
-                         stage(step), part);
+        multiply_step<0>(own, operand_of(stage(step) + C::kWeightBytes, part), stage(step), part);
       }
       commit_products();
       wait_products<1>();
@@ -151,8 +151,8 @@ class Block {
     }
     wait_products<0>();
     hold_sums(own);
-    sync_first_threads(C::kThreads);  // nobody reads the ring any more
-    const int token = warpgroup * kTileRows + warp * 16 + lane / 4;
+    sync_first_threads(kWarpgroup);  // nobody reads the ring any more
+    const int token = warp * 16 + lane / 4;
 #pragma unroll
     for (int i = 0; i < C::kOutputs / 2; i += 2) {
       const int row = token + i / 2 % 2 * 8;
@@ -160,7 +160,7 @@ class Block {
       if (row < C::kTokens) *reinterpret_cast<float2*>(place) = {own[i], own[i + 1]};
     }
     if constexpr (C::kSplit > 1) publish_stores();
-    sync_first_threads(C::kThreads);
+    sync_first_threads(kWarpgroup);
   }
 
   // For the weight rows from kFirst on, in as few instructions as their number has binary digits.
@@ -187,7 +187,7 @@ class Block {
 
   __device__ void store() const {
     constexpr int kQuads = C::kOutputs / 4;
-    for (int i = threadIdx.x; i < C::kOwnTokens * kQuads; i += C::kThreads) {
+    for (int i = threadIdx.x; i < C::kOwnTokens * kQuads; i += kWarpgroup) {
       const int own = i / kQuads, token = rank_ * C::kOwnTokens + own, quad = i % kQuads * 4;
       const int output = first_output_ + quad;
       if (token >= params_.num_tokens || output >= params_.num_outputs) continue;
@@ -219,7 +219,7 @@ class Block {
 #endif
 
 template <typename T, typename C>
-__global__ void __launch_bounds__(C::kAllThreads)
+__global__ void __launch_bounds__(kThreads)
     dense_linear_kernel(const __grid_constant__ TensorMap weight, const __grid_constant__ TensorMap x,
                         const __grid_constant__ DenseLinearParams params) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(SHADOW_EMULATED)

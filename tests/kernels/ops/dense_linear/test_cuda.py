@@ -11,8 +11,11 @@ from shadow_kernels.ops.dense_linear.reference import dense_linear_reference
 from shadow_kernels.testing import assert_close, assert_guards_intact, assert_same_bits, guarded
 
 DTYPES = [torch.bfloat16, torch.float16]
-SIZES = [  # one for every cut on 132 multiprocessors, then what no tile and no step divides
-    (6144, 4096), (4096, 4096), (2048, 2048), (1024, 3072), (16384, 1024), (24576, 1024), (28672, 1024),
+SIZES = [
+    # one for every cut on 132 multiprocessors
+    (6144, 256), (8448, 1024), (12288, 1024), (16384, 1024), (19456, 1200), (24576, 1024), (28672, 512), (33024, 512),
+    (2560, 640), (4096, 4096), (6144, 4096), (1024, 1536), (2048, 1536), (2560, 4096), (1024, 4096),
+    # what no tile and no step divides
     (8, 8), (1000, 1032), (2056, 200), (4104, 4104), (512, 12288),
 ]  # fmt: skip
 pytestmark = [pytest.mark.gpu, pytest.mark.usefixtures("needs_instructions")]
@@ -49,7 +52,7 @@ def library():
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("num_tokens", [1, 8, 9, 16, 17, 32, 33, 64, 65, MAX_TOKENS])
+@pytest.mark.parametrize("num_tokens", [1, 8, 9, 31, 32, 33, MAX_TOKENS])
 @pytest.mark.parametrize("size", SIZES, ids=str)
 def test_every_cut(size, num_tokens, dtype):
     x = random(num_tokens, size[1], dtype=dtype, seed=num_tokens)
@@ -61,7 +64,7 @@ def test_a_row_has_the_same_bits_in_every_step():
     for size in SIZES:
         weight, x = make_weight(*size), random(MAX_TOKENS, size[1])
         whole = check(x, weight)
-        for num_tokens in (1, 7, 16, 31, 64):
+        for num_tokens in (1, 7, 16, 31):
             assert_same_bits(check(x[-num_tokens:], weight), whole[-num_tokens:], f"{size}")
         for _ in range(10):
             assert_same_bits(dense_linear(x, weight, backend="cuda"), whole, "in another run")
@@ -107,7 +110,7 @@ def test_only_large_weights_are_worth_while():
     assert not shadow_kernels.has_fast_dense_linear(make_weight(4096, 4096).float())
 
 
-@pytest.mark.parametrize("num_tokens", [1, 8, 32, 128])
+@pytest.mark.parametrize("num_tokens", [1, 8, 32, 64])
 def test_a_graph_of_products_replays(num_tokens):
     """Products one behind the other, each launched while the one in front still runs."""
     sizes = [(1024, 2048), (2048, 1024), (4096, 2048), (8448, 4096), (2048, 8448)]

@@ -84,11 +84,16 @@ inline void wait_barrier(uint64_t* place, int parity) {
   while (barrier_at(place).phase == parity) emulator::give_way();
 }
 
-inline void arrive_at_cluster() { ++emulator::current->block->cluster->num_started; }
+inline void arrive_at_cluster() {
+  ++emulator::current->num_cluster_arrivals;
+  ++emulator::current->block->cluster->num_arrivals;
+}
 
+// Until all threads have arrived as often as this one.
 inline void wait_for_cluster() {
   const emulator::Cluster& cluster = *emulator::current->block->cluster;
-  while (cluster.num_started < static_cast<int>(cluster.threads.size())) emulator::give_way();
+  const int num_threads = cluster.threads.size();
+  while (cluster.num_arrivals < emulator::current->num_cluster_arrivals * num_threads) emulator::give_way();
 }
 
 inline int rank_in_cluster() { return emulator::current->block->rank; }
