@@ -4,7 +4,8 @@
 
 Needs an NVIDIA GPU of compute capability 9.0 and the built library. Prints one JSON object a line: us of each product
 with torch's and with ours, launch behind launch on weights that the cache does not hold, and us of a layer (qkv, a
-product of elements for attention, o, norm, gate and up, activation, down, norm) with none, each and all of the four ours.
+product of elements for attention, o, norm, gate and up, activation, down, norm) with none, each and all of the four
+ours.
 """
 
 from __future__ import annotations
