@@ -13,6 +13,7 @@ from vllm import envs
 from vllm.config import CompilationMode, VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers.layernorm import GemmaRMSNorm, RMSNorm
 
+from compilation_config import make_compiling_config
 from shadow_kernels.testing import (
     BoundaryNormCase,
     assert_same_bits,
@@ -31,29 +32,6 @@ def norm() -> RMSNorm:
         return RMSNorm(HIDDEN_SIZE, eps=0.1)
 
 
-def make_config(**changes: Any) -> Any:
-    """What an engine that compiles says of itself; names of its parts joined by `__` change them."""
-    config = SimpleNamespace(
-        model_config=SimpleNamespace(dtype=torch.float32),
-        compilation_config=SimpleNamespace(
-            mode=CompilationMode.VLLM_COMPILE,
-            backend="inductor",
-            pass_config=SimpleNamespace(fuse_norm_quant=True),
-        ),
-        kernel_config=SimpleNamespace(
-            ir_op_priority=SimpleNamespace(fused_add_rms_norm=["native"])
-        ),
-        quant_config=None,
-    )
-    for path, value in changes.items():
-        *parents, name = path.split("__")
-        place: Any = config
-        for parent in parents:
-            place = getattr(place, parent)
-        setattr(place, name, value)
-    return config
-
-
 def layer_of(norm: nn.Module | None) -> nn.Module:
     layer = nn.Module()
     if norm is not None:
@@ -68,10 +46,12 @@ def has_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("has_kernel")
 def test_an_engine_that_compiles_gives_its_norm_away(norm: RMSNorm) -> None:
-    assert gives_norm_away(layer_of(norm), make_config())
+    assert gives_norm_away(layer_of(norm), make_compiling_config())
     assert gives_norm_away(
         layer_of(norm),
-        make_config(quant_config=object(), compilation_config__pass_config__fuse_norm_quant=False),
+        make_compiling_config(
+            quant_config=object(), compilation_config__pass_config__fuse_norm_quant=False
+        ),
     )
 
 
@@ -88,7 +68,7 @@ def test_an_engine_that_compiles_gives_its_norm_away(norm: RMSNorm) -> None:
     ],
 )
 def test_a_norm_that_is_not_the_compiler_s_stays(norm: RMSNorm, changes: dict[str, Any]) -> None:
-    assert not gives_norm_away(layer_of(norm), make_config(**changes))
+    assert not gives_norm_away(layer_of(norm), make_compiling_config(**changes))
 
 
 @pytest.mark.usefixtures("has_kernel")
@@ -102,7 +82,7 @@ def test_other_norms_stay(norm: RMSNorm) -> None:
             RMSNorm(HIDDEN_SIZE, var_hidden_size=128),
         ]
     for other in others:
-        assert not gives_norm_away(layer_of(other), make_config()), other
+        assert not gives_norm_away(layer_of(other), make_compiling_config()), other
 
 
 @pytest.mark.usefixtures("has_kernel")
@@ -110,11 +90,11 @@ def test_a_batch_invariant_engine_keeps_its_norm(
     norm: RMSNorm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(envs, "VLLM_BATCH_INVARIANT", True, raising=False)
-    assert not gives_norm_away(layer_of(norm), make_config())
+    assert not gives_norm_away(layer_of(norm), make_compiling_config())
 
 
 def test_a_device_without_a_kernel_for_it_keeps_its_norm(norm: RMSNorm) -> None:
-    assert not gives_norm_away(layer_of(norm), make_config())
+    assert not gives_norm_away(layer_of(norm), make_compiling_config())
 
 
 @pytest.fixture

@@ -54,7 +54,7 @@ inline uint4 make_uint4(uint32_t x, uint32_t y, uint32_t z, uint32_t w) { return
 namespace emulator {
 
 constexpr int kLanes = 32, kStackBytes = 128 << 10, kWords = 8;
-constexpr int kDeadlockRounds = 200000, kMaxDelay = 1000;
+constexpr int kDeadlockRounds = 200000;
 
 struct Gate {  // a barrier that threads pass together, again and again
   int arrived = 0;
@@ -118,6 +118,7 @@ struct Previous {
 };
 inline Previous previous;
 inline int first_block, threads_per_block;
+inline int most_delay = 1000;  // rounds, of a block behind its cluster
 
 inline void give_way() { swapcontext(&current->context, &scheduler); }
 
@@ -178,7 +179,7 @@ inline void deliver(Cluster& cluster) {
 // Returns whether all threads came to their end; false is a deadlock.
 inline bool run_cluster(Cluster& cluster) {
   for (auto& thread : cluster.threads) start(*thread);
-  for (auto& block : cluster.blocks) block->starts_at = chance(2) ? random_bits() % kMaxDelay : 0;
+  for (auto& block : cluster.blocks) block->starts_at = chance(2) ? random_bits() % most_delay : 0;
   size_t num_done = 0;
   for (int round = 0; num_done < cluster.threads.size(); ++round) {
     if (round > kDeadlockRounds) return false;
