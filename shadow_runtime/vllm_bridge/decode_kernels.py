@@ -38,7 +38,7 @@ def rounds_like_its_compiler(vllm_config: VllmConfig) -> bool:
     )
 
 
-def has_own_norm(norm: nn.Module | None, vllm_config: VllmConfig) -> bool:
+def has_own_norm(norm: Any, vllm_config: VllmConfig) -> bool:
     """Whether a norm is one that the engine's compiler makes and that we have a kernel for."""
     compilation = vllm_config.compilation_config
     return (
@@ -81,7 +81,7 @@ def _replaceable_methods(layer: nn.Module) -> Iterator[Any]:
         if (
             type(method) is UnquantizedLinearMethod
             and method._gemm_impl is default_unquantized_gemm
-            and shadow_kernels.has_fast_dense_linear(module.weight.data)
+            and shadow_kernels.has_fast_dense_linear(module.get_parameter("weight").data)
         ):
             yield method
 
@@ -118,7 +118,7 @@ def _replace_activations(layer: nn.Module, vllm_config: VllmConfig) -> None:
     for module in layer.modules():
         if (
             type(module) is SiluAndMul
-            and not module.enabled()  # else it is vLLM's own kernel, because somebody asked for that
+            and not SiluAndMul.enabled()  # else it is vLLM's own kernel, because somebody asked for that
             # a pass that looks for the activation would find it no longer
             and not (
                 vllm_config.quant_config
