@@ -115,10 +115,11 @@ class AddingNorm(RMSNorm):
 
 
 def _replace_activations(layer: nn.Module, vllm_config: VllmConfig) -> None:
+    module: Any
     for module in layer.modules():
         if (
             type(module) is SiluAndMul
-            and not SiluAndMul.enabled()  # else it is vLLM's own kernel, because somebody asked for that
+            and not module.enabled()  # else it is vLLM's own kernel, because somebody asked for that
             # a pass that looks for the activation would find it no longer
             and not (
                 vllm_config.quant_config
