@@ -17,8 +17,9 @@ from shadow_runtime import __version__
 from shadow_runtime.errors import ConfigError
 from shadow_runtime.types import AdapterLimits, BackboneSpec
 
-OPERATOR_ABI = 1
-"""Raised whenever an operator's schema or a stack's layout changes; part of vLLM's compile-cache key."""
+OPERATOR_ABI = 2
+"""Raised whenever an operator's schema, a stack's layout or what compiled graphs hold of ours changes; part of vLLM's
+compile-cache key."""
 
 MAX_RESIDENT_ADAPTERS = 1024
 

@@ -63,9 +63,12 @@ def replace_kernels(layer: nn.Module, vllm_config: VllmConfig) -> None:
         layer: with its weights allocated, loaded or not.
         vllm_config: the engine's.
 
-    Quantised products and small ones stay; where no product is ours, so does everything else.
+    Quantised products and small ones stay; where no product is ours, so does everything else. An operator who names a
+    linear backend (`--linear-backend torch`) has vLLM's kernels.
     """
     if not rounds_like_its_compiler(vllm_config):
+        return
+    if vllm_config.kernel_config.linear_backend != "auto":
         return
     methods = list(_replaceable_methods(layer))
     for method in methods:

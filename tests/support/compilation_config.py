@@ -19,7 +19,7 @@ def make_compiling_config(**changes: Any) -> Any:
             pass_config=SimpleNamespace(fuse_norm_quant=True, fuse_act_quant=True),
         ),
         kernel_config=SimpleNamespace(
-            ir_op_priority=SimpleNamespace(fused_add_rms_norm=["native"])
+            ir_op_priority=SimpleNamespace(fused_add_rms_norm=["native"]), linear_backend="auto"
         ),
         quant_config=None,
     )

@@ -130,9 +130,13 @@ def test_what_is_not_two_dimensional_is_vllm_s(layer: Layer) -> None:
 @pytest.mark.usefixtures("has_kernels")
 @pytest.mark.parametrize(
     "changes",
-    [{"compilation_config__mode": CompilationMode.NONE}, {"compilation_config__backend": "eager"}],
+    [
+        {"compilation_config__mode": CompilationMode.NONE},
+        {"compilation_config__backend": "eager"},
+        {"kernel_config__linear_backend": "torch"},
+    ],
 )
-def test_an_engine_that_does_not_compile_keeps_its_kernels(
+def test_an_engine_that_does_not_compile_or_has_a_backend_named_keeps_its_kernels(
     layer: Layer, changes: dict[str, Any]
 ) -> None:
     replace_kernels(layer, make_compiling_config(**changes))
