@@ -108,35 +108,40 @@ def run_boundary_rms_norm_(
     backend: Backend = "auto",
 ) -> None:
     """Check and run `boundary_rms_norm_` on one backend; only the norm when the step has no adapter token."""
-    boundary.check_norm_arguments(hidden, residual, rms_weight)
-    module = get_backend("boundary", backend, hidden.device.type)
-    has_norm = hasattr(module, "takes_norm") and module.takes_norm(hidden, residual, rms_weight)
+    module = _find_norm(hidden, residual, rms_weight, backend)
     has_adapter_tokens = int(grouping.host_counts[0]) != 0
-    if has_norm and has_adapter_tokens and module.has_kernel_for(hidden, weights):
+    if module is not norm and has_adapter_tokens and module.has_kernel_for(hidden, weights):
         boundary.check_arguments(hidden, residual, state, len(grouping.slot_starts) - 1, weights)
         module.boundary_rms_norm_(hidden, residual, state, grouping, weights, rms_weight, rms_eps)
         return
     run_boundary_(hidden, residual, state, grouping, weights, backend=backend)
-    (module if has_norm else norm).add_rms_norm_(hidden, residual, rms_weight, rms_eps)
+    module.add_rms_norm_(hidden, residual, rms_weight, rms_eps)
 
 
 def run_add_rms_norm_(
     hidden: torch.Tensor, residual: torch.Tensor, rms_weight: torch.Tensor, rms_eps: float
 ) -> None:
     """Check and run `add_rms_norm_`, with torch where the device has no kernel for it."""
+    _find_norm(hidden, residual, rms_weight).add_rms_norm_(hidden, residual, rms_weight, rms_eps)
+
+
+def _find_norm(
+    hidden: torch.Tensor,
+    residual: torch.Tensor,
+    rms_weight: torch.Tensor,
+    backend: Backend = "auto",
+) -> ModuleType:
+    """Check what the norm reads and return the module that runs it: torch's where a backend has no kernel for it."""
     boundary.check_norm_arguments(hidden, residual, rms_weight)
-    module = get_backend("boundary", "auto", hidden.device.type)
+    module = get_backend("boundary", backend, hidden.device.type)
     has_norm = hasattr(module, "takes_norm") and module.takes_norm(hidden, residual, rms_weight)
-    (module if has_norm else norm).add_rms_norm_(hidden, residual, rms_weight, rms_eps)
+    return module if has_norm else norm
 
 
 def has_fast_rms_norm(device_type: str, dtype: torch.dtype, hidden_size: int) -> bool:
     """Whether `boundary_rms_norm_` has a kernel of its own for the norm, so that it is worth giving it away."""
-    try:
-        module = get_backend("boundary", "auto", device_type)
-    except BackendUnavailableError:
-        return False
-    answer: bool = hasattr(module, "has_norm_for") and module.has_norm_for(dtype, hidden_size)
+    module = _find_kernels("boundary", device_type)
+    answer: bool = hasattr(module, "has_norm_for") and module.has_norm_for(dtype, hidden_size)  # type: ignore[union-attr]
     return answer
 
 

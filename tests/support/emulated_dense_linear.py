@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from emulator import compile_kernels
+from emulator import check_run, compile_kernels
 from shadow_kernels.testing import assert_guards_intact, guarded
 
 
@@ -69,9 +69,6 @@ def run_emulated(
         x.data_ptr(), x.stride(0), weight.data_ptr(), weight.stride(0), None if bias is None else bias.data_ptr(),
         out.data_ptr(), len(x), *weight.shape, x.dtype == torch.float16, *cut, seed,
     )  # fmt: skip
-    if code:
-        raise AssertionError(
-            ("the kernel hung", "it wrote before the kernel in front had ended")[code - 1]
-        )
+    check_run(code)
     assert_guards_intact(out)
     return out

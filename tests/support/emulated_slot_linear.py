@@ -8,7 +8,7 @@ from pathlib import Path
 
 import torch
 
-from emulator import compile_kernels
+from emulator import check_run, compile_kernels
 from shadow_kernels.ops.slot_linear.cuda import Cut
 from shadow_kernels.segments import max_tiles
 from shadow_kernels.testing import assert_guards_intact, guarded
@@ -82,9 +82,6 @@ def run_emulated(
         ctypes.byref(params), case.x.data_ptr(), case.x.numel() * case.x.element_size(),
         x.dtype == torch.float16, *dataclasses.astuple(cut), seed,
     )  # fmt: skip
-    if code:
-        raise AssertionError(
-            ("the kernel hung", "it wrote before the kernel in front had ended")[code - 1]
-        )
+    check_run(code)
     assert_guards_intact(out)
     return out

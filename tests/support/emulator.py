@@ -43,3 +43,27 @@ def compile_kernels(
     if result.returncode:
         raise RuntimeError(result.stderr[-4000:])
     return ctypes.CDLL(str(output))
+
+
+def sabotage_sources(folder: Path, header: str, right: str, wrong: str) -> Path:
+    """Return a copy of the kernels' sources in `folder`; its `include/shadow/<header>` has `wrong` for `right`.
+
+    Raises:
+        AssertionError: `right` does not stand there exactly once.
+    """
+    sources = folder / "csrc"
+    shutil.copytree(find_sources(), sources)
+    path = sources / "include" / "shadow" / header
+    text = path.read_text()
+    if text.count(right) != 1:
+        raise AssertionError(f"{right!r} stands in {header} {text.count(right)} times")
+    path.write_text(text.replace(right, wrong))
+    return sources
+
+
+def check_run(code: int) -> None:
+    """Raise AssertionError for what a program beside the emulator returned, unless it is 0."""
+    if code:
+        raise AssertionError(
+            ("the kernel hung", "it wrote before the kernel in front had ended")[code - 1]
+        )

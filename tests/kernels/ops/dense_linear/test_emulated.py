@@ -1,12 +1,10 @@
 """The CUDA kernels of `dense_linear`, run on the CPU thread by thread, against the oracle."""
 
-import shutil
-
 import pytest
 import torch
 
 from emulated_dense_linear import CUTS, Cut, compile_dense_linear, run_emulated
-from shadow_kernels.build import find_sources
+from emulator import sabotage_sources
 from shadow_kernels.ops.dense_linear.reference import dense_linear_reference
 from shadow_kernels.testing import assert_close, assert_same_bits
 
@@ -130,12 +128,7 @@ def test_sources_without_sabotage_pass_what_sabotage_fails(library):
 @pytest.mark.slow
 @pytest.mark.parametrize("sabotage", SABOTAGE)
 def test_sabotage_is_seen(tmp_path, sabotage):
-    sources = tmp_path / "csrc"
-    shutil.copytree(find_sources(), sources)
-    header = sources / "include" / "shadow" / "dense_linear.cuh"
-    text, (right, wrong) = header.read_text(), SABOTAGE[sabotage]
-    assert text.count(right) == 1
-    header.write_text(text.replace(right, wrong))
+    sources = sabotage_sources(tmp_path, "dense_linear.cuh", *SABOTAGE[sabotage])
     library = compile_dense_linear(tmp_path, sources)
     with pytest.raises(AssertionError):
         first_failure(library)

@@ -2,14 +2,13 @@
 
 import dataclasses
 import itertools
-import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from emulated_slot_linear import compile_slot_linear, run_emulated
-from shadow_kernels.build import find_sources
+from emulator import sabotage_sources
 from shadow_kernels.ops.slot_linear.cuda import CUTS, MAX_TOKENS, choose_cut
 from shadow_kernels.testing import POPULARITIES, assert_same_bits, popularity_slots
 from slot_linear_case import make_slot_linear_case
@@ -157,12 +156,7 @@ def test_sources_without_sabotage_pass_what_sabotage_fails(library):
 @pytest.mark.slow
 @pytest.mark.parametrize("sabotage", SABOTAGE)
 def test_sabotage_is_seen(tmp_path, sabotage):
-    sources = tmp_path / "csrc"
-    shutil.copytree(find_sources(), sources)
-    header = sources / "include" / "shadow" / "slot_linear.cuh"
-    text, (right, wrong) = header.read_text(), SABOTAGE[sabotage]
-    assert text.count(right) == 1
-    header.write_text(text.replace(right, wrong))
+    sources = sabotage_sources(tmp_path, "slot_linear.cuh", *SABOTAGE[sabotage])
     library = compile_slot_linear(tmp_path, sources)
     with pytest.raises(AssertionError):
         first_failure(library)
