@@ -6,10 +6,14 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
+#include <bit>
+#include <cmath>
 #include <optional>
 #include <string>
 
 #include "boundary.h"
+#include "decode_attention.h"
 #include "dense_linear.h"
 #include "rms_norm.h"
 #include "silu_and_mul.h"
@@ -209,6 +213,40 @@ void dense_linear(Tensor out, Tensor x, Tensor weight, std::optional<Tensor> bia
   STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::dense_linear: ", cudaGetErrorString(error));
 }
 
+// out (T, H, D) = attention of query (T, H, D), one token a sequence. keys, values (pages, page_size, H_kv, D), both with the same
+// strides; block_table (at least T, pages of a sequence), lengths (at least T). arrivals are zero and stay so; no other launch
+// that may run at the same time has them.
+void decode_attention(Tensor out, Tensor query, Tensor keys, Tensor values, Tensor block_table, Tensor lengths,
+                      double scale, Tensor arrivals) {
+  const bool is_half = data_type_of(query.scalar_type()) == shadow::DataType::kFloat16;
+  const int device = query.get_device_index();
+  const torch::stable::accelerator::DeviceGuard guard(device);
+  const int head_size = query.size(2), num_kv_heads = keys.size(2);
+  shadow::DecodeAttentionParams params = {};
+  params.query = query.data_ptr(), params.query_stride = query.stride(0);
+  params.out = out.data_ptr(), params.out_stride = out.stride(0);
+  params.keys = keys.data_ptr(), params.values = values.data_ptr();
+  params.page_stride = keys.stride(0), params.token_stride = keys.stride(1), params.head_stride = keys.stride(2);
+  params.page_shift = std::countr_zero(static_cast<uint64_t>(keys.size(1)));
+  params.block_table = integers_of(block_table), params.table_stride = block_table.stride(0);
+  params.lengths = integers_of(lengths);
+  params.num_sequences = query.size(0), params.num_kv_heads = num_kv_heads;
+  params.group_size = query.size(1) / num_kv_heads;
+  params.scale_log2 = static_cast<float>(scale * std::log2(std::exp(1.0)));
+  const int64_t places = arrivals.size(0) / num_kv_heads;
+  params.spare_pieces =
+      std::min<int64_t>(places, shadow::spare_attention_pieces(head_size, num_kv_heads, is_half));
+  STD_TORCH_CHECK(params.spare_pieces > 0, "shadow_cuda::decode_attention has no kernel for these sizes");
+  params.arrivals = static_cast<int*>(arrivals.data_ptr());
+  Tensor partial = torch::stable::new_empty(
+      query, {shadow::partial_attention_floats(params.spare_pieces, num_kv_heads, params.group_size, head_size)},
+      ScalarType::Float);
+  params.partial = static_cast<float*>(partial.data_ptr());
+  const cudaError_t error =
+      shadow::launch_decode_attention(params, head_size, is_half, static_cast<cudaStream_t>(stream_of(device)));
+  STD_TORCH_CHECK(error == cudaSuccess, "shadow_cuda::decode_attention: ", cudaGetErrorString(error));
+}
+
 }  // namespace
 
 STABLE_TORCH_LIBRARY(shadow_cuda, m) {
@@ -228,6 +266,9 @@ STABLE_TORCH_LIBRARY(shadow_cuda, m) {
       "int num_groups, int num_octets) -> ()");
   m.def("silu_and_mul(Tensor(a!) out, Tensor x) -> ()");
   m.def("dense_linear(Tensor(a!) out, Tensor x, Tensor weight, Tensor? bias) -> ()");
+  m.def(
+      "decode_attention(Tensor(a!) out, Tensor query, Tensor keys, Tensor values, Tensor block_table, Tensor lengths, "
+      "float scale, Tensor(b!) arrivals) -> ()");
   m.def("most_dense_tokens(int num_outputs, int num_inputs, int device) -> int");
 }
 
@@ -237,6 +278,7 @@ STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CUDA, m) {
   m.impl("slot_linear", TORCH_BOX(&slot_linear));
   m.impl("silu_and_mul", TORCH_BOX(&silu_and_mul));
   m.impl("dense_linear", TORCH_BOX(&dense_linear));
+  m.impl("decode_attention", TORCH_BOX(&decode_attention));
 }
 
 STABLE_TORCH_LIBRARY_IMPL(shadow_cuda, CompositeExplicitAutograd, m) {

@@ -17,14 +17,18 @@ from shadow_kernels.checks import (
 from shadow_kernels.dispatch import (
     Backend,
     compile_slot_linear,
+    has_fast_decode_attention,
     has_fast_dense_linear,
     has_fast_rms_norm,
     has_fast_silu_and_mul,
+    new_arrivals,
     register_operators,
     run_boundary_,
     run_boundary_rms_norm_,
+    run_decode_attention,
     run_dense_linear,
     run_slot_linear,
+    takes_decode_attention,
 )
 from shadow_kernels.ops.boundary import BoundaryFlag, BoundaryWeights
 from shadow_kernels.segments import NO_ADAPTER, TILE_TOKENS, Grouping, StepSegments, max_tiles
@@ -44,14 +48,18 @@ __all__ = [
     "boundary_",
     "boundary_rms_norm_",
     "compile_slot_linear",
+    "decode_attention",
     "dense_linear",
+    "has_fast_decode_attention",
     "has_fast_dense_linear",
     "has_fast_rms_norm",
     "has_fast_silu_and_mul",
     "max_tiles",
+    "new_arrivals",
     "register_operators",
     "silu_and_mul",
     "slot_linear",
+    "takes_decode_attention",
 ]
 
 register_operators()
@@ -241,3 +249,39 @@ def silu_and_mul(x: torch.Tensor) -> torch.Tensor:
     """
     result: torch.Tensor = torch.ops.shadow.silu_and_mul(x)
     return result
+
+
+def decode_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    out: torch.Tensor,
+    arrivals: torch.Tensor,
+) -> None:
+    """Attend from one token a sequence to all tokens of its sequence, itself included.
+
+    Formula, for token t, its sequence's n = seq_lens[t] tokens, query head h and its head g of keys:
+        out[t, h] = softmax(scale * query[t, h] @ keys[:n, g].T) @ values[:n, g]
+
+    Args:
+        query: (T, H, D) bf16|fp16, heads side by side.
+        key_cache: (P, page_size, H_kv, D) like query; the sequence's token i is in page block_table[t, i // page_size].
+        value_cache: like key_cache, same strides.
+        block_table: (at least T, any) int32.
+        seq_lens: (at least T,) int32; 0 gives a row of zeros.
+        scale: of the scores.
+        out: (T, H, D) like query; written.
+        arrivals: of `new_arrivals`, zero before and after; calls that may run at the same time need one each.
+    Mutates: out.
+    Numerics: scores and sums in fp32, weights of the values round once to query's dtype, as FlashAttention's do. How
+        sequences of more than 512 tokens are cut depends on the lengths of all: a row's bits may, then.
+    Raises: ShapeError, UnsupportedDtypeError naming the argument; BackendUnavailableError where `takes_decode_attention`
+        says no.
+    Graph safety: no host synchronisation; the grid depends on T and H_kv only. Inside a CUDA graph block_table and
+        seq_lens are read before the kernel in front has ended, so nothing captured into the same graph may write them.
+    Source: README.md in ops/decode_attention.
+    """
+    run_decode_attention(query, key_cache, value_cache, block_table, seq_lens, scale, out, arrivals)

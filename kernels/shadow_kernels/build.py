@@ -30,7 +30,8 @@ _TORCH_TARGET = (
     "0x020b000000000000"  # 2.11: newer symbols of the stable ABI are refused at compile time
 )
 _SOURCES = (
-    "boundary.cu", "dense_linear.cu", "rms_norm.cu", "silu_and_mul.cu", "slot_linear.cu", "binding.cpp",
+    "boundary.cu", "decode_attention.cu", "dense_linear.cu", "rms_norm.cu", "silu_and_mul.cu", "slot_linear.cu",
+    "binding.cpp",
 )  # fmt: skip
 
 

@@ -16,7 +16,13 @@ from typing import Any, Literal
 import torch
 
 from shadow_kernels.checks import BackendUnavailableError
-from shadow_kernels.ops import boundary, dense_linear, silu_and_mul, slot_linear
+from shadow_kernels.ops import (
+    boundary,
+    decode_attention,
+    dense_linear,
+    silu_and_mul,
+    slot_linear,
+)
 from shadow_kernels.ops.boundary import norm
 from shadow_kernels.segments import Grouping
 
@@ -24,6 +30,7 @@ Backend = Literal["auto", "cpu", "cuda", "triton"]
 
 _BACKENDS: dict[str, tuple[Backend, ...]] = {
     "boundary": ("cpu", "cuda", "triton"),
+    "decode_attention": ("cuda",),
     "dense_linear": ("cuda",),
     "silu_and_mul": ("cuda",),
     "slot_linear": ("cpu", "cuda", "triton"),
@@ -205,6 +212,54 @@ def run_silu_and_mul(x: torch.Tensor) -> torch.Tensor:
 def has_fast_silu_and_mul(device_type: str) -> bool:
     """Whether the device has a kernel for `silu_and_mul`."""
     return _find_kernels("silu_and_mul", device_type) is not None
+
+
+def run_decode_attention(
+    query: torch.Tensor,
+    key_cache: torch.Tensor,
+    value_cache: torch.Tensor,
+    block_table: torch.Tensor,
+    seq_lens: torch.Tensor,
+    scale: float,
+    out: torch.Tensor,
+    arrivals: torch.Tensor,
+) -> None:
+    """Check and run `decode_attention`."""
+    decode_attention.check_arguments(query, key_cache, value_cache, block_table, seq_lens, out)
+    module = get_backend("decode_attention", "auto", query.device.type)
+    if not module.has_kernel_for(query, key_cache, value_cache, out):
+        raise BackendUnavailableError(
+            f"decode_attention has no kernel for queries of {tuple(query.shape)} in {query.dtype} over a cache of "
+            f"{tuple(key_cache.shape)} in this layout on this device"
+        )
+    module.decode_attention(
+        query, key_cache, value_cache, block_table, seq_lens, scale, out, arrivals
+    )
+
+
+def takes_decode_attention(
+    query: torch.Tensor, key_cache: torch.Tensor, value_cache: torch.Tensor, out: torch.Tensor
+) -> bool:
+    """Whether the device has a kernel of `decode_attention` for these tensors."""
+    module = _find_kernels("decode_attention", query.device.type)
+    return module is not None and module.has_kernel_for(query, key_cache, value_cache, out)
+
+
+def has_fast_decode_attention(
+    device_type: str, dtype: torch.dtype, num_heads: int, num_kv_heads: int, head_size: int
+) -> bool:
+    """Whether the device has a kernel of `decode_attention` for these sizes and usual layouts of a cache."""
+    module = _find_kernels("decode_attention", device_type)
+    return module is not None and module.has_kernel_of(dtype, num_heads, num_kv_heads, head_size)
+
+
+def new_arrivals(device: torch.device) -> torch.Tensor:
+    """Return what a caller of `decode_attention` keeps between calls.
+
+    Raises: BackendUnavailableError.
+    """
+    answer: torch.Tensor = get_backend("decode_attention", "auto", device.type).new_arrivals(device)
+    return answer
 
 
 @cache

@@ -25,6 +25,7 @@ from vllm.sequence import IntermediateTensors
 from shadow_kernels import BoundaryWeights
 from shadow_runtime.config import ShadowConfig
 from shadow_runtime.vllm_bridge.architecture import ARCHITECTURES, Architecture
+from shadow_runtime.vllm_bridge.decode_attention import replace_attention
 from shadow_runtime.vllm_bridge.decode_kernels import has_own_norm, replace_kernels
 from shadow_runtime.vllm_bridge.executor import ShadowExecutor
 
@@ -126,6 +127,7 @@ class _ShadowCausalLM:
                 self.embed_input_ids,  # type: ignore[attr-defined]
             )
         self.shadow = executor
+        replace_attention(executor, vllm_config)
         layers = getattr(inner, self._architecture.layers)
         for index in range(*span):
             layer = layers[index]
@@ -134,6 +136,7 @@ class _ShadowCausalLM:
                 layer.input_layernorm.__class__ = CrossingNorm
                 layer.input_layernorm._shadow = layer._shadow
             replace_kernels(layer, vllm_config)
+            replace_attention(layer, vllm_config)
         make_stock = self.make_empty_intermediate_tensors
         self.make_empty_intermediate_tensors = _with_state(make_stock, executor)
 
