@@ -278,8 +278,8 @@ def decode_attention(
     Mutates: out.
     Numerics: scores and sums in fp32, weights of the values round once to query's dtype, as FlashAttention's do. How
         sequences of more than 512 tokens are cut depends on the lengths of all: a row's bits may, then.
-    Raises: ShapeError, UnsupportedDtypeError naming the argument; BackendUnavailableError where `takes_decode_attention`
-        says no.
+    Raises: ShapeError, UnsupportedDtypeError naming the argument; BackendUnavailableError unless
+        `takes_decode_attention` says that there is a kernel.
     Graph safety: no host synchronisation; the grid depends on T and H_kv only. Inside a CUDA graph block_table and
         seq_lens are read before the kernel in front has ended, so nothing captured into the same graph may write them.
     Source: README.md in ops/decode_attention.

@@ -18,6 +18,7 @@
 #include <functional>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
 #include <vector>
 
@@ -201,13 +202,18 @@ inline bool run_cluster(Cluster& cluster) {
   return cluster.in_flight.empty();  // else something wrote to a block that had ended
 }
 
+inline bool shuffles_clusters = false;  // else they run in the order of their numbers
+
 // Runs kernel() for every cluster of the grid, one after the other.
 inline bool launch(std::function<void()> kernel, int num_clusters, int num_blocks, int num_warps,
                    int shared_bytes, uint32_t seed) {
   body = std::move(kernel);
   random_bits.seed(seed);
   threads_per_block = num_warps * kLanes;
-  for (int number = 0; number < num_clusters; ++number) {
+  std::vector<int> numbers(num_clusters);
+  std::iota(numbers.begin(), numbers.end(), 0);
+  if (shuffles_clusters) std::shuffle(numbers.begin(), numbers.end(), random_bits);
+  for (int number : numbers) {
     Cluster cluster;
     first_block = number * num_blocks;
     for (int rank = 0; rank < num_blocks; ++rank) {
@@ -252,6 +258,11 @@ inline emulator::ThreadIndex threadIdx;
 inline emulator::BlockIndex blockIdx;
 inline emulator::BlockSize blockDim;
 
+template <typename A, typename B>
+inline auto min(A a, B b) { return b < a ? b : a; }
+template <typename A, typename B>
+inline auto max(A a, B b) { return a < b ? b : a; }
+
 inline void __syncwarp() { emulator::exchange({}); }
 inline void __syncthreads() { emulator::pass(emulator::current->block->gate, blockDim.x); }
 
@@ -283,6 +294,18 @@ inline float __shfl_sync(unsigned, float x, int from) {
   return __uint_as_float(__shfl_sync(0, __float_as_uint(x), from));
 }
 
+inline int __shfl_up_sync(unsigned, int x, int distance) {
+  const auto words = emulator::exchange({static_cast<uint32_t>(x)});
+  return static_cast<int>(words[max(0, emulator::lane() - distance)][0]);
+}
+
+inline int __reduce_add_sync(unsigned, int x) {
+  const auto words = emulator::exchange({static_cast<uint32_t>(x)});
+  int sum = 0;
+  for (int lane = 0; lane < emulator::kLanes; ++lane) sum += static_cast<int>(words[lane][0]);
+  return sum;
+}
+
 inline int __reduce_max_sync(unsigned, int x) {
   const auto words = emulator::exchange({static_cast<uint32_t>(x)});
   int most = x;
@@ -311,6 +334,20 @@ inline T __ldg(const T* place) {
   return *place;
 }
 
+template <typename T>
+inline T __ldcg(const T* place) {
+  return *place;
+}
+
+// A fiber goes on until it gives way, so this is one step, and writes come in order.
+inline int atomicAdd(int* place, int value) {
+  const int old = *place;
+  *place += value;
+  return old;
+}
+
+inline void __threadfence() {}
+
 inline int __popc(unsigned x) { return __builtin_popcount(x); }
 
 inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
@@ -323,7 +360,3 @@ inline uint32_t __byte_perm(uint32_t x, uint32_t y, uint32_t selector) {
 }
 
 inline float rsqrtf(float x) { return 1.0f / std::sqrt(x); }
-template <typename A, typename B>
-inline auto min(A a, B b) { return b < a ? b : a; }
-template <typename A, typename B>
-inline auto max(A a, B b) { return a < b ? b : a; }

@@ -44,9 +44,9 @@ struct Shared {
   alignas(16) float sums[kWarps][kMostGroup][kHeadSize];
 };
 
-// Floats that a piece hands over: of each query head its sums, their total and the highest score.
+// Floats that a piece hands over, whole 16 bytes: of each query head its sums, then of each the highest score and the total.
 __host__ __device__ constexpr int partial_floats(int group_size, int head_size) {
-  return group_size * (head_size + 2);
+  return (group_size * (head_size + 2) + 3) / 4 * 4;
 }
 
 // This thread's view of its block's piece.

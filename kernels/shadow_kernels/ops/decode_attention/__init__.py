@@ -24,8 +24,8 @@ def check_arguments(
     checks.check_dtype("query", query, (torch.bfloat16, torch.float16))
     if query.dim() != 3 or key_cache.dim() != 4 or query.shape[1] % key_cache.shape[2]:
         raise checks.ShapeError(
-            "query must be (num_tokens, heads, D) and key_cache (pages, page_size, kv_heads, D) with heads a multiple of "
-            f"kv_heads, got {tuple(query.shape)} and {tuple(key_cache.shape)}"
+            "query must be (num_tokens, heads, D) and key_cache (pages, page_size, kv_heads, D), heads a multiple "
+            f"of kv_heads, got {tuple(query.shape)} and {tuple(key_cache.shape)}"
         )
     num_tokens, _, head_size = query.shape
     checks.check_shape("key_cache", key_cache, (*key_cache.shape[:3], head_size))
@@ -37,6 +37,6 @@ def check_arguments(
         checks.check_dtype(name, tensor, (torch.int32,))
         if tensor.dim() != num_dims or len(tensor) < num_tokens or tensor.stride(-1) != 1:
             raise checks.ShapeError(
-                f"{name} must have {num_dims} dimensions, the last contiguous, and a row for each of {num_tokens} tokens, "
-                f"got {tuple(tensor.shape)}"
+                f"{name} must have {num_dims} dimensions, the last contiguous, and a row for each of {num_tokens} "
+                f"tokens, got {tuple(tensor.shape)}"
             )

@@ -1,4 +1,4 @@
-"""The CUDA `decode_attention` against the oracle. Needs an NVIDIA GPU of compute capability 9.0 and the built library."""
+"""The CUDA `decode_attention` against the oracle. Needs compute capability 9.0 and the built library."""
 
 import pytest
 import torch
