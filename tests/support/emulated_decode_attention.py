@@ -9,8 +9,8 @@ from pathlib import Path
 import torch
 
 from emulator import check_run, compile_kernels
-from paged_cache import DecodeCase
 from shadow_kernels.testing import assert_guards_intact, guarded
+from shadow_kernels.testing_attention import DecodeCase
 
 LEAST_PIECE = 64  # tokens; on the device it is more
 

@@ -3,11 +3,11 @@
 import pytest
 import torch
 
-from paged_cache import Sizes, make_decode_case
 from shadow_kernels import decode_attention, has_fast_decode_attention, takes_decode_attention
 from shadow_kernels.dispatch import new_arrivals
 from shadow_kernels.ops.decode_attention import cuda
 from shadow_kernels.testing import assert_close, assert_guards_intact, assert_same_bits, guarded
+from shadow_kernels.testing_attention import Sizes, make_decode_case
 
 DTYPES = [torch.bfloat16, torch.float16]
 DEVICE = torch.device("cuda")

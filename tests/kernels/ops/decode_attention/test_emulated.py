@@ -5,8 +5,8 @@ import torch
 
 from emulated_decode_attention import LEAST_PIECE, compile_decode_attention, run_emulated
 from emulator import sabotage_sources
-from paged_cache import Sizes, make_decode_case
 from shadow_kernels.testing import assert_close, assert_same_bits
+from shadow_kernels.testing_attention import Sizes, make_decode_case
 
 DTYPES = [torch.bfloat16, torch.float16]
 SMALL = Sizes(4, 2, 64)

@@ -1,4 +1,4 @@
-"""Sequences in a paged cache of keys and values, for tests of `decode_attention`."""
+"""Calls of `decode_attention` for its tests and its benchmark: sequences in a paged cache of keys and values."""
 
 from __future__ import annotations
 
