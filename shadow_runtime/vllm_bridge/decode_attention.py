@@ -52,7 +52,7 @@ def _is_plain(impl: Any) -> bool:
         and impl.alibi_slopes is None
         and impl.sinks is None
         and not is_quantized_kv_cache(impl.kv_cache_dtype)
-        and impl.dcp_world_size == 1
+        and impl.total_cp_world_size == 1
     )
 
 

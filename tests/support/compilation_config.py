@@ -22,6 +22,8 @@ def make_compiling_config(**changes: Any) -> Any:
             ir_op_priority=SimpleNamespace(fused_add_rms_norm=["native"]), linear_backend="auto"
         ),
         quant_config=None,
+        attention_config=SimpleNamespace(backend=None, backend_per_kind={}),
+        device_config=SimpleNamespace(device_type="cpu"),
     )
     for path, value in changes.items():
         *parents, name = path.split("__")
