@@ -9,8 +9,8 @@ namespace {
 
 namespace da = decode_attention;
 
-// Shorter sequences are not cut: what a block takes for so many costs no more than a second one and their meeting.
-constexpr int kLeastPiece = 512;
+// Two steps of a block's warps: for fewer tokens a second block and their meeting cost as much as they save.
+constexpr int kLeastPiece = 2 * da::kStepTokens;
 
 struct Kernel {
   void (*function)(DecodeAttentionParams);

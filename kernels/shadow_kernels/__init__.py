@@ -277,7 +277,7 @@ def decode_attention(
         arrivals: of `new_arrivals`, zero before and after; calls that may run at the same time need one each.
     Mutates: out.
     Numerics: scores and sums in fp32, weights of the values round once to query's dtype, as FlashAttention's do. How
-        sequences of more than 512 tokens are cut depends on the lengths of all: a row's bits may, then.
+        sequences of more than 192 tokens are cut depends on the lengths of all: a row's bits may, then.
     Raises: ShapeError, UnsupportedDtypeError naming the argument; BackendUnavailableError unless
         `takes_decode_attention` says that there is a kernel.
     Graph safety: no host synchronisation; the grid depends on T and H_kv only. Inside a CUDA graph block_table and

@@ -4,9 +4,9 @@
 // in turn, from global memory straight to the registers that the tensor cores read: nothing is staged, so several small blocks
 // share a multiprocessor and their loads are always under way. At the end the warps add up in shared memory.
 //
-// A sequence of up to least_piece tokens is one piece. Longer ones are cut so that further pieces are no more than spare_pieces,
-// which is about as many as blocks run at once; every block finds that out by itself, from all lengths. Pieces of a sequence
-// meet in global memory; the last one to arrive adds them up, in their order.
+// A sequence of up to one and a half times least_piece tokens is one piece. Longer ones are cut so that further pieces are no
+// more than spare_pieces, which is about as many as blocks run at once; every block finds that out by itself, from all lengths.
+// Pieces of a sequence meet in global memory; the last one to arrive adds them up, in their order.
 //
 // Lanes: row = lane / 4, quad = lane % 4. Scores are (query heads, tokens): a lane has head `row`, tokens 2 quad and the next
 // of eight. Values are multiplied from the left, (columns, tokens): a lane has the octet `row` of 64 columns, of heads
@@ -78,13 +78,21 @@ struct Worker {
     const bool is_first = place < p.num_sequences;
     const int length = is_first ? p.lengths[place] : 0;
     piece = {place, 0, length, 0, 1, 0};
-    if (is_first && length <= p.least_piece) return true;
+    if (is_first && count_further(length, p.least_piece) == 0) return true;
     cut_sequences(is_first);
     return piece.sequence >= 0;
   }
 
+  // Besides the first one: pieces have three quarters to one and a half times piece_tokens.
   __device__ static int count_further(int length, int piece_tokens) {
-    return max(0, (length - 1) / piece_tokens);
+    return max(0, (length + piece_tokens / 2 - 1) / piece_tokens - 1);
+  }
+
+  // A sequence's piece, whole tiles but for the last one; `further` is the place of the second.
+  __device__ static Piece cut(int sequence, int length, int number, int count, int further) {
+    const int num_tiles = (length + kTileTokens - 1) / kTileTokens;
+    const int first = number * num_tiles / count, end = (number + 1) * num_tiles / count;
+    return {sequence, kTileTokens * first, min(kTileTokens * end, length), number, count, further};
   }
 
   // Finds how sequences are cut, and the block's piece among them.
@@ -104,8 +112,7 @@ struct Worker {
       const int length = p.lengths[i], further = count_further(length, piece_tokens);
       const bool is_here = is_first ? i == place : before <= wanted && wanted < before + further;
       if (is_here) {
-        const int number = is_first ? 0 : wanted - before + 1, begin = number * piece_tokens;
-        shared.piece = {i, begin, min(begin + piece_tokens, length), number, further + 1, before};
+        shared.piece = cut(i, length, is_first ? 0 : wanted - before + 1, further + 1, before);
       }
       before += further;
     }
