@@ -83,16 +83,9 @@ struct Worker {
     return piece.sequence >= 0;
   }
 
-  // Besides the first one: pieces have three quarters to one and a half times piece_tokens.
-  __device__ static int count_further(int length, int piece_tokens) {
-    return max(0, (length + piece_tokens / 2 - 1) / piece_tokens - 1);
-  }
-
-  // A sequence's piece, whole tiles but for the last one; `further` is the place of the second.
-  __device__ static Piece cut(int sequence, int length, int number, int count, int further) {
-    const int num_tiles = (length + kTileTokens - 1) / kTileTokens;
-    const int first = number * num_tiles / count, end = (number + 1) * num_tiles / count;
-    return {sequence, kTileTokens * first, min(kTileTokens * end, length), number, count, further};
+  // Of a sequence's pieces, besides the first one.
+  __device__ int count_further(int length, int piece_tokens) const {
+    return 2 * length <= 3 * p.least_piece ? 0 : (length - 1) / piece_tokens;
   }
 
   // Finds how sequences are cut, and the block's piece among them.
@@ -112,7 +105,8 @@ struct Worker {
       const int length = p.lengths[i], further = count_further(length, piece_tokens);
       const bool is_here = is_first ? i == place : before <= wanted && wanted < before + further;
       if (is_here) {
-        shared.piece = cut(i, length, is_first ? 0 : wanted - before + 1, further + 1, before);
+        const int number = is_first ? 0 : wanted - before + 1, begin = number * piece_tokens;
+        shared.piece = {i, begin, min(begin + piece_tokens, length), number, further + 1, before};
       }
       before += further;
     }

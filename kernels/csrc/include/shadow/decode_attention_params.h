@@ -16,7 +16,7 @@ struct DecodeAttentionParams {
   int num_sequences, num_kv_heads, group_size;     // group_size: query heads of one of keys
   int page_shift;                                  // a page has 1 << page_shift tokens
   int spare_pieces;  // that there may be besides one a sequence
-  int least_piece;   // tokens, about
+  int least_piece;   // tokens, whole steps
   float scale_log2;  // of a score, for powers of two
 };
 

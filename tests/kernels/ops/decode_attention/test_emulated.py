@@ -83,8 +83,8 @@ SABOTAGE = {
         "  wait_for_previous_kernel();\n  release", "  release",
     ),
     "every sequence has one piece": ("count += count_further(p.lengths[i], piece_tokens)", "count += 0"),
-    "a piece ends where its sequence does": ("min(kTileTokens * end, length)", "length"),
-    "all pieces begin with the first token": ("{sequence, kTileTokens * first, ", "{sequence, 0, "),
+    "a piece ends where its sequence does": ("min(begin + piece_tokens, length)", "length"),
+    "all pieces begin with the first token": ("begin = number * piece_tokens;", "begin = 0;"),
     "only the first warps have lengths": (
         "for (int w = 0; w < kWarps; ++w) sum += shared.lengths[w];", "sum = shared.lengths[0];",
     ),
