@@ -62,7 +62,9 @@ def _replace(layer: Any, device: torch.device) -> None:
         device.type, layer.dtype, impl.num_heads, impl.num_kv_heads, impl.head_size
     ):
         impl.__class__ = DecodeAttentionImpl
-        impl.arrivals = shadow_kernels.new_arrivals(device)
+        # a buffer, so that it is zero again when vLLM wakes up from a sleep
+        arrivals = shadow_kernels.new_arrivals(device)
+        layer.register_buffer("decode_arrivals", arrivals, persistent=False)
 
 
 def is_plain_decode(metadata: Any) -> bool:
@@ -82,8 +84,6 @@ def is_plain_decode(metadata: Any) -> bool:
 class DecodeAttentionImpl(FlashAttentionImpl):
     """FlashAttention whose steps of one token a request are our kernel's."""
 
-    arrivals: torch.Tensor
-
     def forward(
         self,
         layer: torch.nn.Module,
@@ -102,7 +102,7 @@ class DecodeAttentionImpl(FlashAttentionImpl):
             key_cache, value_cache = kv_cache.transpose(1, 2).split(self.head_size, dim=-1)
             tensors = query[:num_tokens], key_cache, value_cache, output[:num_tokens]
             if shadow_kernels.takes_decode_attention(*tensors):
-                self._decode(*tensors, attn_metadata)
+                self._decode(layer, *tensors, attn_metadata)
                 return output
         return super().forward(
             layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs
@@ -110,6 +110,7 @@ class DecodeAttentionImpl(FlashAttentionImpl):
 
     def _decode(
         self,
+        layer: Any,
         query: torch.Tensor,
         key_cache: torch.Tensor,
         value_cache: torch.Tensor,
@@ -117,5 +118,6 @@ class DecodeAttentionImpl(FlashAttentionImpl):
         metadata: Any,
     ) -> None:
         shadow_kernels.decode_attention(
-            query, key_cache, value_cache, metadata.block_table, metadata.seq_lens, self.scale, out, self.arrivals
+            query, key_cache, value_cache, metadata.block_table, metadata.seq_lens, self.scale, out,
+            layer.decode_arrivals,
         )  # fmt: skip

@@ -25,8 +25,8 @@ PROMPTS = ("a young wizard hides your big treasure", "the old king sees a small 
 
 
 @contextmanager
-def gpu_compilation() -> Iterator[None]:
-    """Let engines on the CPU compile as on a GPU."""
+def gpu_compilation() -> Iterator[list[Any]]:
+    """Let engines on the CPU compile as on a GPU; yields the modules whose attention they would replace there."""
     from vllm.compilation.passes.utility.fix_functionalization import FixFunctionalizationPass
     from vllm.config import CompilationMode
     from vllm.model_executor.layers import linear, utils
@@ -41,7 +41,12 @@ def gpu_compilation() -> Iterator[None]:
         compilation.compile_sizes = []
         compilation.pass_config.eliminate_noops = False
 
+    offered: list[Any] = []
     with (
+        mock.patch(
+            "shadow_runtime.vllm_bridge.models.replace_attention",
+            side_effect=lambda module, _: offered.append(module),
+        ),
         mock.patch.object(
             CpuPlatform, "check_and_update_config", classmethod(check_and_update_config)
         ),
@@ -55,11 +60,31 @@ def gpu_compilation() -> Iterator[None]:
         ),
         mock.patch.object(linear.UnquantizedLinearMethod, "process_weights_after_loading"),
     ):
-        yield
+        yield offered
 
 
-def answers(*, is_eager: bool) -> list[tuple[str, str, float]]:
-    """Return adapter, text and sum of logprobs of every answer; the bare base last."""
+def check_offered(modules: list[Any], vllm_config: Any) -> None:
+    """Raise RuntimeError unless the engine would have replaced all attention, that of the backbone included."""
+    from vllm.model_executor.layers.attention import Attention
+
+    layers = vllm_config.compilation_config.static_forward_context
+    attention = {name for name, layer in layers.items() if isinstance(layer, Attention)}
+    offered = {id(layer) for module in modules for layer in module.modules()}
+    missing = sorted(name for name in attention if id(layers[name]) not in offered)
+    if missing or all(name.startswith("model.") for name in attention):
+        raise RuntimeError(f"of {sorted(attention)} nobody was offered {missing}")
+
+
+def answers(offered: list[Any] | None = None) -> list[tuple[str, str, float]]:
+    """Return adapter, text and sum of logprobs of every answer; the bare base last.
+
+    Args:
+        offered: of `gpu_compilation`; None for an engine that runs eagerly.
+
+    Raises:
+        RuntimeError: the engine is not what it was asked to be.
+    """
+    is_eager = offered is None
     from vllm import SamplingParams
 
     from shadow_runtime.vllm_bridge.offline import ShadowLLM
@@ -72,6 +97,8 @@ def answers(*, is_eager: bool) -> list[tuple[str, str, float]]:
     mode = shadow.llm.llm_engine.vllm_config.compilation_config.mode
     if (mode == 0) != is_eager:
         raise RuntimeError(f"the engine runs with compilation mode {mode}")
+    if offered is not None:
+        check_offered(offered, shadow.llm.llm_engine.vllm_config)
     rows = [
         (name, handle, prompt)
         for name, handle in [*shadow.adapters.items(), ("", None)]
@@ -94,10 +121,10 @@ def main() -> None:
     is_eager = sys.argv[1] == "eager"
     os.environ["VLLM_CACHE_ROOT"] = str(Path(sys.argv[2]).resolve())
     if is_eager:
-        print(json.dumps(answers(is_eager=True)))
+        print(json.dumps(answers()))
         return
-    with gpu_compilation():
-        print(json.dumps(answers(is_eager=False)))
+    with gpu_compilation() as offered:
+        print(json.dumps(answers(offered)))
 
 
 if __name__ == "__main__":

@@ -84,6 +84,10 @@ def test_a_decode_step_is_ours() -> None:
     )
     assert result is out
     assert type(impl_of(module)) is DecodeAttentionImpl
+    assert "attn.decode_arrivals" in dict(
+        module.named_buffers()
+    )  # vLLM keeps those through a sleep
+    assert not module.state_dict()
     keys = (case.key_cache, case.value_cache, case.block_table, case.seq_lens)
     expected = decode_attention_reference(case.query, *keys, 0.3)
     assert_close(out[:3].flatten(1), expected.flatten(1), "out")
