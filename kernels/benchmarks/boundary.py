@@ -24,7 +24,7 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -242,6 +242,20 @@ def environment(commit: str) -> dict[str, object]:
     }  # fmt: skip
 
 
+def report(
+    facts: dict[str, object], rows: Iterable[dict[str, object]], output: Path | None
+) -> None:
+    """Print the facts, then each row as soon as it is measured; write all of it to `output` at the end."""
+    print(json.dumps(facts), flush=True)
+    kept = []
+    for row in rows:
+        kept.append(row)
+        print(json.dumps(row), flush=True)
+    if output:
+        document = {"environment": facts, "rows": kept}
+        output.write_text(json.dumps(document, indent=1) + "\n")
+
+
 def row_of(
     shape: Shape, backends: list[Backend], bytes_per_us: float, layout: str
 ) -> dict[str, object]:
@@ -274,17 +288,14 @@ def main() -> int:
     )
     options = parser.parse_args()
     facts = environment(options.commit) | {"layout": options.layout}
-    print(json.dumps(facts), flush=True)
     bytes_per_us = facts["copy_gb_per_second"] * 1e3  # type: ignore[operator]
-    rows = []
-    for shape in SHAPES[:NUM_MAIN_SHAPES] if options.quick else SHAPES:
-        if options.tokens and shape.num_tokens not in options.tokens:
-            continue
-        rows.append(row_of(shape, options.backends, bytes_per_us, options.layout))
-        print(json.dumps(rows[-1]), flush=True)
-    if options.output:
-        document = {"environment": facts, "rows": rows}
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+    shapes = SHAPES[:NUM_MAIN_SHAPES] if options.quick else SHAPES
+    rows = (
+        row_of(shape, options.backends, bytes_per_us, options.layout)
+        for shape in shapes
+        if not options.tokens or shape.num_tokens in options.tokens
+    )
+    report(facts, rows, options.output)
     return 0
 
 

@@ -10,12 +10,11 @@ at the bandwidth of a large copy.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
-from boundary import environment, time_graph
+from boundary import environment, report, time_graph
 from vllm.vllm_flash_attn import flash_attn_varlen_func, get_scheduler_metadata
 
 from shadow_kernels import decode_attention
@@ -113,15 +112,12 @@ def main() -> None:
     if not cuda.can_run_on("cuda"):
         parser.error("no compute capability 9.0, or not built: python -m shadow_kernels.build")
     facts = environment(options.commit)
-    print(json.dumps(facts), flush=True)
-    rows = []
-    for model in SIZES:
-        for batch in BATCHES if model == next(iter(SIZES)) else OTHER_BATCHES:
-            rows.append(measure(model, batch, facts["copy_gb_per_second"]))
-            print(json.dumps(rows[-1]), flush=True)
-    if options.output:
-        document = {"environment": facts, "rows": rows}
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+    rows = (
+        measure(model, batch, facts["copy_gb_per_second"])
+        for model in SIZES
+        for batch in (BATCHES if model == next(iter(SIZES)) else OTHER_BATCHES)
+    )
+    report(facts, rows, options.output)
 
 
 if __name__ == "__main__":

@@ -11,12 +11,11 @@ ours.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Callable, Collection
 from pathlib import Path
 
 import torch
-from boundary import environment, time_graph
+from boundary import environment, report, time_graph
 
 from shadow_kernels import dense_linear
 from shadow_kernels.ops.boundary.cuda import add_rms_norm_
@@ -128,16 +127,8 @@ def main() -> None:
     options = parser.parse_args()
     if not cuda.can_run_on("cuda"):
         parser.error("the library is not built: python -m shadow_kernels.build")
-    facts = environment(options.commit)
-    print(json.dumps(facts), flush=True)
-    rows = []
-    for model in options.models:
-        for num_tokens in options.tokens:
-            rows.append(measure(model, num_tokens))
-            print(json.dumps(rows[-1]), flush=True)
-    if options.output:
-        document = {"environment": facts, "rows": rows}
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+    rows = (measure(model, num_tokens) for model in options.models for num_tokens in options.tokens)
+    report(environment(options.commit), rows, options.output)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from boundary import DEVICE, MAX_GRAPH_CALLS, ROTATION_BYTES, environment, time_graph
+from boundary import DEVICE, MAX_GRAPH_CALLS, ROTATION_BYTES, environment, report, time_graph
 
 from shadow_kernels import StepSegments, slot_linear
 from shadow_kernels.ops.slot_linear import cuda, triton
@@ -205,18 +205,14 @@ def main() -> int:
     parser.add_argument("--commit", default="unknown", help="what is measured")
     options = parser.parse_args()
     facts = environment(options.commit)
-    print(json.dumps(facts), flush=True)
-    rows = []
-    for num_tokens, num_adapters in BATCHES:
-        if options.tokens and num_tokens not in options.tokens:
-            continue
-        for num_inputs, num_outputs in PROJECTIONS:
-            shape = Shape(num_tokens, num_adapters, num_inputs, num_outputs)
-            rows.append(row_of(shape, facts["copy_gb_per_second"] * 1e3, not options.few))  # type: ignore[operator]
-            print(json.dumps(rows[-1]), flush=True)
-    if options.output:
-        document = {"environment": facts, "rows": rows}
-        options.output.write_text(json.dumps(document, indent=1) + "\n")
+    bytes_per_us = facts["copy_gb_per_second"] * 1e3  # type: ignore[operator]
+    rows = (
+        row_of(Shape(*batch, *projection), bytes_per_us, not options.few)
+        for batch in BATCHES
+        if not options.tokens or batch[0] in options.tokens
+        for projection in PROJECTIONS
+    )
+    report(facts, rows, options.output)
     return 0
 
 

@@ -22,11 +22,6 @@ class Sizes:
     head_size: int = 128
     page_size: int = 16
 
-    @property
-    def group_size(self) -> int:
-        """Query heads that share one of keys."""
-        return self.num_heads // self.num_kv_heads
-
 
 @dataclass(frozen=True)
 class DecodeCase:

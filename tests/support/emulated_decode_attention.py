@@ -66,8 +66,6 @@ def run_emulated(
     code = library.run_decode_attention(
         ctypes.byref(params), case.query.dtype == torch.float16, head_size, seed
     )
-    if code == len(("hung", "early", "left")):
-        raise AssertionError("arrivals are left")
     check_run(code)
     assert_guards_intact(out)
     return out

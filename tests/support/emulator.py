@@ -65,5 +65,9 @@ def check_run(code: int) -> None:
     """Raise AssertionError for what a program beside the emulator returned, unless it is 0."""
     if code:
         raise AssertionError(
-            ("the kernel hung", "it wrote before the kernel in front had ended")[code - 1]
+            (
+                "the kernel hung",
+                "it wrote before the kernel in front had ended",
+                "it left what it counts with",
+            )[code - 1]
         )

@@ -248,10 +248,8 @@ struct Worker {
   }
 
   __device__ static uint32_t pack_pair(float first, float second) {
-    if constexpr (sizeof(T) == 2) {
-      T pair[2] = {from_float<T>(first), from_float<T>(second)};
-      return *reinterpret_cast<const uint32_t*>(pair);
-    }
+    const Pair<T> pair = {from_float<T>(first), from_float<T>(second)};
+    return *reinterpret_cast<const uint32_t*>(&pair);
   }
 
   // Column `of_octet` of tokens n and n + 1, as the instruction wants them.
@@ -335,6 +333,12 @@ struct Worker {
 #pragma unroll
       for (int i = 0; i < 8; ++i) columns[i] = columns[i] * kept + other[i] * added;
     }
+
+    __device__ void store_columns(float* place) const {
+      float4* target = reinterpret_cast<float4*>(place);
+      target[0] = {columns[0], columns[1], columns[2], columns[3]};
+      target[1] = {columns[4], columns[5], columns[6], columns[7]};
+    }
   };
 
   // What the sequence's piece `number` hands over: those that are not first ones, then the first ones of cut sequences.
@@ -356,9 +360,7 @@ struct Worker {
 
   __device__ void hand_over(int of_head, int octet, const Sum& sum) const {
     float* partial = partial_of(piece.number);
-    float4* target = reinterpret_cast<float4*>(partial + of_head * kHeadSize + 8 * octet);
-    target[0] = {sum.columns[0], sum.columns[1], sum.columns[2], sum.columns[3]};
-    target[1] = {sum.columns[4], sum.columns[5], sum.columns[6], sum.columns[7]};
+    sum.store_columns(partial + of_head * kHeadSize + 8 * octet);
     if (octet != 0) return;
     float2* scalars = reinterpret_cast<float2*>(partial + p.group_size * kHeadSize);
     scalars[of_head] = {sum.highest, sum.total};
@@ -385,9 +387,7 @@ struct Worker {
       const float4 read[2] = {__ldcg(columns), __ldcg(columns + 1)};
       sum.add(scalars.x, scalars.y, read);
     }
-    float4* target = reinterpret_cast<float4*>(&shared.sums[warp][of_head][8 * octet]);
-    target[0] = {sum.columns[0], sum.columns[1], sum.columns[2], sum.columns[3]};
-    target[1] = {sum.columns[4], sum.columns[5], sum.columns[6], sum.columns[7]};
+    sum.store_columns(&shared.sums[warp][of_head][8 * octet]);
     if (octet == 0) shared.highest[warp][of_head] = sum.highest, shared.total[warp][of_head] = sum.total;
   }
 

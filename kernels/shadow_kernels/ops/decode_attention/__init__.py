@@ -9,8 +9,6 @@ import torch
 
 from shadow_kernels import checks
 
-NAME = "decode_attention"
-
 
 def check_arguments(
     query: torch.Tensor,

@@ -50,7 +50,10 @@ def has_kernel_for(
         has_kernel_of(query.dtype, query.shape[1], num_kv_heads, head_size)
         and page_size >= TILE_TOKENS
         and page_size.bit_count() == 1
-        and all(_is_wide(tensor) for tensor in (query, key_cache, value_cache, out))
+        and all(
+            tensor.dtype == query.dtype and _is_wide(tensor)
+            for tensor in (query, key_cache, value_cache, out)
+        )
         and query.stride(1) == out.stride(1) == head_size
         and key_cache.stride() == value_cache.stride()
     )

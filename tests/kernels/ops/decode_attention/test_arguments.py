@@ -1,5 +1,7 @@
 """What `decode_attention` says of arguments that do not fit, and of devices without a kernel."""
 
+import dataclasses
+
 import pytest
 import torch
 
@@ -81,6 +83,9 @@ def test_layouts_that_the_kernel_takes():
     for page_size in (8, 48):
         assert not takes(make_decode_case([5], Sizes(page_size=page_size)))
     case = make_decode_case([5, 6])
+    assert not takes(case, torch.empty_like(case.query, dtype=torch.float16))
+    other_cache = make_decode_case([5, 6], dtype=torch.float16)
+    assert not takes(dataclasses.replace(other_cache, query=case.query))
     assert not takes(case, torch.empty(2, 128, 8, dtype=torch.bfloat16).transpose(1, 2))
     wide = torch.empty(2, 8, 136, dtype=torch.bfloat16)
     assert not takes(case, wide[..., :128])
