@@ -25,9 +25,8 @@ def register() -> None:
     except UnsupportedStackError as error:
         logger.error("shadow_runtime is inactive: %s", error)
         return
-    from vllm import ModelRegistry
-
     from shadow_runtime.vllm_bridge.architecture import ARCHITECTURES
+    from shadow_runtime.vllm_bridge.model_registration import register_text_decoder
 
     for name in ARCHITECTURES:
-        ModelRegistry.register_model(name, f"shadow_runtime.vllm_bridge.models:Shadow{name}")
+        register_text_decoder(name)

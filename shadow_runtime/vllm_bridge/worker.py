@@ -13,6 +13,7 @@ from vllm.platforms import current_platform
 
 from shadow_runtime.artifact import base_geometry
 from shadow_runtime.errors import UnsupportedStackError
+from shadow_runtime.vllm_bridge.background_compile import compile_behind_profile
 from shadow_runtime.vllm_bridge.dependent_launch import enable_dependent_launch
 from shadow_runtime.vllm_bridge.executor import ShadowExecutor
 from shadow_runtime.vllm_bridge.models import find_shadow_config
@@ -43,7 +44,7 @@ def _load_shadow_model(
             "(is VLLM_PLUGINS set without it?) or the engine was started without its settings"
         )
     if executor.backbone is not None:
-        executor.backbone.compile_ahead()
+        compile_behind_profile(self, executor.backbone, device)
     self.lora_manager = AdapterResidency(
         executor, base_geometry(vllm_config.model_config.hf_config)
     )
@@ -54,7 +55,7 @@ class ShadowWorker(_PlatformWorker):
     """vLLM's own worker with the shadow path's residency and RPC methods."""
 
     def load_model(self, *, load_dummy_weights: bool = False) -> None:
-        """Load the model with our residency instead of vLLM's adapter manager (one instance attribute is replaced)."""
+        """Load the model with our residency instead of vLLM's adapter manager (instance attributes are replaced)."""
         check_version()
         config = find_shadow_config(self.vllm_config)
         # An engine without our settings is refused where its model is there, with the reason.
@@ -62,6 +63,11 @@ class ShadowWorker(_PlatformWorker):
             wait_without_spinning()
         enable_dependent_launch(self.vllm_config.compilation_config, self.device)
         self.model_runner.load_lora_model = types.MethodType(_load_shadow_model, self.model_runner)
+        if self.use_v2_model_runner:
+            # Imported here: it needs what vLLM's other model runner does without.
+            from shadow_runtime.vllm_bridge.graph_capture import replace_capture
+
+            replace_capture(self.model_runner)
         super().load_model(load_dummy_weights=load_dummy_weights)
 
     def determine_available_memory(self) -> int:
