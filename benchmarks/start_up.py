@@ -2,9 +2,10 @@
 
     python benchmarks/start_up.py                                     a random tiny shape on a CPU
     python benchmarks/start_up.py --model 8b --out result.json        the Qwen3-8B shape on a GPU
+    ... --work DIR --caches cold, then ... --work DIR --caches warm   the same in two runs
 
 Each engine starts twice: cold, with empty caches of compiled code, as on a new machine; and warm, with what its cold
-start left. CUDA graphs are captured for the sizes that vLLM chooses itself. The first engine starts once before with a
+start left. CUDA graphs are captured for the sizes that vLLM chooses itself. Stock vLLM starts once before with a
 single layer, which is thrown away, so that nobody pays for reading the packages from disk. The phases are vLLM's own
 log messages; some contain others. The multi-LoRA and shadow engines have as many slots; the latter loads one adapter.
 """
@@ -71,7 +72,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="base layers instead of the shape's own")
     parser.add_argument("--engines", type=lambda text: text.split(","), default=list(ENGINES))
     parser.add_argument("--adapters", type=int, default=32, help="slots")
-    parser.add_argument("--cold-only", action="store_true")
+    parser.add_argument(
+        "--caches", type=lambda text: text.split(","), default=["cold", "warm"], help="cold,warm"
+    )
+    parser.add_argument("--work", type=Path, help="folder for bases, adapters and caches, kept")
     parser.add_argument("--out", type=Path, help="JSON report")
     parser.add_argument("--logs", type=Path, help="folder for the engines' logs")
     return parser.parse_args()
@@ -194,12 +198,13 @@ def main() -> int:
     options = parse()
     starts: list[Start] = []
     with tempfile.TemporaryDirectory(prefix="start-up-") as folder:
-        work = Path(folder)
-        one_layer = argparse.Namespace(**vars(options) | {"layers": 1, "logs": None})
-        Starter(one_layer, work / "discarded").start(options.engines[0], "cold")
+        work = options.work or Path(folder)
+        if "cold" in options.caches:
+            one_layer = argparse.Namespace(**vars(options) | {"layers": 1, "logs": None})
+            Starter(one_layer, Path(folder) / "discarded").start("base", "cold")
         starter = Starter(options, work)
         for engine in options.engines:
-            for caches in ("cold",) if options.cold_only else ("cold", "warm"):
+            for caches in options.caches:
                 starts.append(starter.start(engine, caches))
                 if options.out:
                     options.out.write_text(json.dumps(report(starts), indent=1) + "\n")
