@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import shutil
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -98,12 +99,17 @@ class Starter:
     def start(self, engine: str, caches: str) -> Start:
         """Start an engine, "cold" with a new folder for what is compiled or "warm" with its own, and stop it."""
         log = self._logs / f"{engine}-{caches}.log"
-        contestant = Contestant(self._job(engine, log, self._work / f"caches-{engine}"), 2)
+        if caches == "cold":
+            shutil.rmtree(self._caches(engine), ignore_errors=True)
+        contestant = Contestant(self._job(engine, log, self._caches(engine)), 2)
         try:
             seconds = contestant.wait_until_ready()
         finally:
             contestant.stop()
         return Start(engine, caches, seconds, read_phases(log.read_text()))
+
+    def _caches(self, engine: str) -> Path:
+        return self._work / f"caches-{engine}"
 
     def _job(self, engine: str, log: Path, caches: Path) -> Job:
         config = json.loads((self._base / "config.json").read_text())

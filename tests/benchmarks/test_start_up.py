@@ -57,3 +57,31 @@ def test_the_log_of_an_earlier_start_is_not_read_again(tool, tmp_path):
     assert not log.exists()
     handlers = json.loads(Path(variables["VLLM_LOGGING_CONFIG_PATH"]).read_text())["handlers"]
     assert handlers["file"]["filename"] == str(log)
+
+
+@pytest.mark.parametrize(("caches", "is_kept"), [("cold", False), ("warm", True)])
+def test_a_cold_start_finds_nothing_compiled(tool, tmp_path, monkeypatch, caches, is_kept):
+    found = []
+
+    class Engine:
+        def __init__(self, job, new_tokens):
+            found.append(compiled.exists())
+            Path(json.loads(log_settings(job))["handlers"]["file"]["filename"]).write_text(LOG)
+
+        def wait_until_ready(self):
+            return 7.0
+
+        def stop(self):
+            found.append("stopped")
+
+    def log_settings(job):
+        return Path(job.environment["VLLM_LOGGING_CONFIG_PATH"]).read_text()
+
+    monkeypatch.setattr(tool, "Contestant", Engine)
+    monkeypatch.setattr(tool.sys, "argv", ["start_up.py", "--work", str(tmp_path)])
+    starter = tool.Starter(tool.parse(), tmp_path)
+    compiled = tmp_path / "caches-base" / "vllm" / "compiled"
+    compiled.mkdir(parents=True)
+    start = starter.start("base", caches)
+    assert (start.seconds, start.caches, start.phases["weights"]) == (7.0, caches, 3.25)
+    assert found == [is_kept, "stopped"]
