@@ -123,6 +123,7 @@ def load_model(additional_config, monkeypatch):
         additional_config=additional_config, compilation_config=None
     )
     worker.device, worker.model_runner = torch.device("cpu"), SimpleNamespace()
+    worker.use_v2_model_runner = False
     worker.load_model()
 
 
