@@ -34,6 +34,7 @@ from serving import CPU_ENVIRONMENT, TINY  # noqa: E402
 from shape import SHAPES, write_shape  # noqa: E402
 
 ENGINES = ("base", "lora", "shadow")
+CACHES = ("cold", "warm")
 
 # What the phases of a start are called in vLLM's log.
 PHASES = {
@@ -73,9 +74,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="base layers instead of the shape's own")
     parser.add_argument("--engines", type=lambda text: text.split(","), default=list(ENGINES))
     parser.add_argument("--adapters", type=int, default=32, help="slots")
-    parser.add_argument(
-        "--caches", type=lambda text: text.split(","), default=["cold", "warm"], help="cold,warm"
-    )
+    parser.add_argument("--caches", nargs="+", choices=CACHES, default=CACHES)
     parser.add_argument("--work", type=Path, help="folder for bases, adapters and caches, kept")
     parser.add_argument("--out", type=Path, help="JSON report")
     parser.add_argument("--logs", type=Path, help="folder for the engines' logs")
@@ -97,19 +96,23 @@ class Starter:
         self._logs.mkdir(parents=True, exist_ok=True)
 
     def start(self, engine: str, caches: str) -> Start:
-        """Start an engine, "cold" with a new folder for what is compiled or "warm" with its own, and stop it."""
+        """Start an engine, "cold" with a new folder for what is compiled or "warm" with its own, and stop it.
+
+        Raises:
+            SystemExit: a warm start without what a cold one has left.
+        """
         log = self._logs / f"{engine}-{caches}.log"
+        folder = self._work / f"caches-{engine}"
         if caches == "cold":
-            shutil.rmtree(self._caches(engine), ignore_errors=True)
-        contestant = Contestant(self._job(engine, log, self._caches(engine)), 2)
+            shutil.rmtree(folder, ignore_errors=True)
+        elif not folder.exists():
+            raise SystemExit(f"no cold start of {engine} has left anything in {self._work}")
+        contestant = Contestant(self._job(engine, log, folder), 2)
         try:
             seconds = contestant.wait_until_ready()
         finally:
             contestant.stop()
         return Start(engine, caches, seconds, read_phases(log.read_text()))
-
-    def _caches(self, engine: str) -> Path:
-        return self._work / f"caches-{engine}"
 
     def _job(self, engine: str, log: Path, caches: Path) -> Job:
         config = json.loads((self._base / "config.json").read_text())

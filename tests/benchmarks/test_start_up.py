@@ -85,3 +85,17 @@ def test_a_cold_start_finds_nothing_compiled(tool, tmp_path, monkeypatch, caches
     start = starter.start("base", caches)
     assert (start.seconds, start.caches, start.phases["weights"]) == (7.0, caches, 3.25)
     assert found == [is_kept, "stopped"]
+
+
+def test_a_warm_start_without_a_cold_one_is_refused(tool, tmp_path, monkeypatch):
+    monkeypatch.setattr(tool, "Contestant", None)
+    monkeypatch.setattr(tool.sys, "argv", ["start_up.py", "--caches", "warm"])
+    with pytest.raises(SystemExit, match="no cold start of shadow"):
+        tool.Starter(tool.parse(), tmp_path).start("shadow", "warm")
+
+
+def test_other_caches_are_refused(tool, monkeypatch, capsys):
+    monkeypatch.setattr(tool.sys, "argv", ["start_up.py", "--caches", "hot"])
+    with pytest.raises(SystemExit):
+        tool.parse()
+    assert "invalid choice: 'hot'" in capsys.readouterr().err

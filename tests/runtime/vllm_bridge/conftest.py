@@ -7,6 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import wait
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,10 @@ with warnings.catch_warnings():
     import shadow_runtime.vllm_bridge.backbone
     import shadow_runtime.vllm_bridge.control
     import shadow_runtime.vllm_bridge.engine_args  # noqa: F401
+    from shadow_runtime.vllm_bridge import worker as worker_module
     from shadow_runtime.vllm_bridge.request import AdapterSource, build_request
     from shadow_runtime.vllm_bridge.residency import AdapterResidency
+    from shadow_runtime.vllm_bridge.worker import ShadowWorker
 
 from transformers import AutoConfig
 
@@ -75,6 +78,25 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Library:
         made.paths[name] = build_adapter(kind, base_dir, root / name, seed=seed, **options)
         made.manifests[name] = load_adapter(made.paths[name], made.base).manifest
     return made
+
+
+@pytest.fixture
+def make_bare_worker(monkeypatch: pytest.MonkeyPatch) -> Callable[..., ShadowWorker]:
+    """Return `make(runner, additional_config=None, is_v2=False)`: a worker whose platform loads no model."""
+    monkeypatch.setattr(worker_module._PlatformWorker, "load_model", lambda *_, **__: None)
+
+    def make(
+        runner: Any, additional_config: dict[str, Any] | None = None, *, is_v2: bool = False
+    ) -> ShadowWorker:
+        worker = object.__new__(ShadowWorker)
+        worker.vllm_config = SimpleNamespace(
+            additional_config=additional_config, compilation_config=None
+        )
+        worker.device, worker.model_runner = torch.device("cpu"), runner
+        worker.use_v2_model_runner = is_v2
+        return worker
+
+    return make
 
 
 class FakeExecutor:

@@ -6,12 +6,10 @@ from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
-import torch
 from vllm.distributed.device_communicators.shm_broadcast import MessageQueue, SpinCondition
 
 import scheduler_rig
 from shadow_runtime.vllm_bridge import step_wait
-from shadow_runtime.vllm_bridge import worker as worker_module
 from shadow_runtime.vllm_bridge.scheduler import make_scheduler
 
 TIMEOUT_SECONDS = 30.0
@@ -115,29 +113,19 @@ def test_the_engine_core_sleeps_beside_a_server_only(restored, library, make_con
     assert (SpinCondition.wait is step_wait._wait) is has_server
 
 
-def load_model(additional_config, monkeypatch):
-    """Have a worker load its model as far as it is ours to do."""
-    monkeypatch.setattr(worker_module._PlatformWorker, "load_model", lambda *args, **kwargs: None)
-    worker = object.__new__(worker_module.ShadowWorker)
-    worker.vllm_config = SimpleNamespace(
-        additional_config=additional_config, compilation_config=None
-    )
-    worker.device, worker.model_runner = torch.device("cpu"), SimpleNamespace()
-    worker.use_v2_model_runner = False
-    worker.load_model()
-
-
 @pytest.mark.parametrize("has_server", [False, True])
-def test_the_worker_sleeps_beside_a_server_only(restored, make_config, monkeypatch, has_server):
+def test_the_worker_sleeps_beside_a_server_only(
+    restored, make_config, make_bare_worker, has_server
+):
     config = replace(make_config(), has_server=has_server)
-    load_model({"shadow": config.to_dict()}, monkeypatch)
+    make_bare_worker(SimpleNamespace(), {"shadow": config.to_dict()}).load_model()
     assert (SpinCondition.wait is step_wait._wait) is has_server
 
 
 @pytest.mark.parametrize("additional_config", [{}, None])
 def test_a_worker_without_our_settings_gets_as_far_as_its_model(
-    restored, monkeypatch, additional_config
+    restored, make_bare_worker, additional_config
 ):
     """There `_load_shadow_model` says what is wrong."""
-    load_model(additional_config, monkeypatch)
+    make_bare_worker(SimpleNamespace(), additional_config).load_model()
     assert SpinCondition.wait is not step_wait._wait

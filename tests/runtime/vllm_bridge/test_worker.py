@@ -57,19 +57,12 @@ def test_a_model_without_the_shadow_path_is_refused(load: Any) -> None:
 
 
 @pytest.mark.parametrize("is_v2", [False, True])
-def test_only_the_v2_model_runner_captures_our_way(
-    monkeypatch: pytest.MonkeyPatch, is_v2: bool
-) -> None:
+def test_only_the_v2_model_runner_captures_our_way(make_bare_worker: Any, is_v2: bool) -> None:
     """vLLM's other model runner has no `capture_model(profile_only=...)` to replace."""
 
     def capture_model() -> int:
         raise AssertionError("nothing is captured while a model is loaded")
 
-    monkeypatch.setattr(worker_module._PlatformWorker, "load_model", lambda *_, **__: None)
-    worker: Any = object.__new__(worker_module.ShadowWorker)
-    worker.vllm_config = SimpleNamespace(additional_config={}, compilation_config=None)
-    worker.device = torch.device("cpu")
-    worker.use_v2_model_runner = is_v2
-    worker.model_runner = SimpleNamespace(capture_model=capture_model)
-    worker.load_model()
-    assert (worker.model_runner.capture_model is not capture_model) is is_v2
+    runner = SimpleNamespace(capture_model=capture_model)
+    make_bare_worker(runner, is_v2=is_v2).load_model()
+    assert (runner.capture_model is not capture_model) is is_v2
